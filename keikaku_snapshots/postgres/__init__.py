@@ -1,0 +1,1 @@
+"""The foundation: one PostgreSQL server. Knows nothing of snapshots, datasets and patches."""
