@@ -1,0 +1,144 @@
+"""Fixtures for all tests: servers, databases, and an environment without surprises."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+
+from tests import servers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from keikaku_snapshots.postgres.url import DatabaseURL
+
+_BASE = pytest.StashKey[Path]()
+_SCRUBBED = re.compile(r"PG[A-Z]+|PSQL\w*|KEIKAKU_\w+|\w*DATABASE_URL|PERF_TEST_SCALE|NO_COLOR|FORCE_COLOR|COLUMNS")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Scrub the environment and take the servers' directory from the process that began the run."""
+    for name in [name for name in os.environ if _SCRUBBED.fullmatch(name)]:
+        del os.environ[name]
+    given = getattr(config, "workerinput", {}).get("servers")
+    if given:
+        config.stash[_BASE] = Path(given)
+
+
+def pytest_configure_node(node: object) -> None:
+    """Tell an xdist worker where the servers are."""
+    config = node.config  # type: ignore[attr-defined]
+    node.workerinput["servers"] = str(_base(config))  # type: ignore[attr-defined]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop the servers when the run is over, also after failures and Ctrl-C."""
+    if not hasattr(config, "workerinput") and _BASE in config.stash:
+        servers.remove(config.stash[_BASE])
+
+
+def pytest_report_header() -> str:
+    """Say which PostgreSQL versions the tests are run against."""
+    found = servers.programs()
+    parts = []
+    for major in servers.MAJORS:
+        if major in found:
+            said = subprocess.run([found[major] / "postgres", "--version"], capture_output=True, text=True, check=True)
+            parts.append(f"{said.stdout.split()[2]} ({'system' if major == 15 else 'wheel'})")
+        else:
+            parts.append(f"{major} MISSING")
+    return "PostgreSQL servers: " + ", ".join(parts)
+
+
+def _base(config: pytest.Config) -> Path:
+    if _BASE not in config.stash:
+        config.stash[_BASE] = servers.make_base_directory()
+    return config.stash[_BASE]
+
+
+def _server(config: pytest.Config, major: int) -> servers.Server:
+    if major not in servers.programs():
+        reason = f"PostgreSQL {major} is not installed: pip install 'keikaku_snapshots[embedded]'"
+        # In CI a missing server is a failure; only 15 depends on the machine.
+        if os.environ.get("CI", "").lower() in {"1", "true"} and major != 15:
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return servers.start(_base(config), major)
+
+
+@pytest.fixture(scope="session")
+def server(pytestconfig: pytest.Config) -> servers.Server:
+    """The newest server."""
+    return _server(pytestconfig, max(servers.MAJORS))
+
+
+@pytest.fixture(scope="session", params=servers.MAJORS, ids=lambda major: f"pg{major}")
+def each_server(request: pytest.FixtureRequest) -> servers.Server:
+    """Each version in turn, for what depends on the version."""
+    return _server(request.config, request.param)
+
+
+class FreshServer(Protocol):
+    """Makes a server of its own for one test."""
+
+    def __call__(self, major: int = 18, **settings: str) -> servers.Server: ...
+
+
+@pytest.fixture
+def fresh_server(pytestconfig: pytest.Config) -> Iterator[FreshServer]:
+    """Servers that the test may stop, kill and reconfigure."""
+    with ExitStack() as stack:
+
+        def make(major: int = 18, **settings: str) -> servers.Server:
+            if major not in servers.programs():
+                return _server(pytestconfig, major)  # fails or skips with the reason
+            directory = servers.make_base_directory()
+            stack.callback(servers.remove, directory)
+            return servers.start(directory, major, settings)
+
+        yield make
+
+
+class MakeDatabase(Protocol):
+    """Makes an empty database that is dropped after the test."""
+
+    def __call__(
+        self, server: servers.Server, owner: str = "postgres", name: str | None = None
+    ) -> DatabaseURL: ...
+
+
+@pytest.fixture
+def make_database() -> Iterator[MakeDatabase]:
+    """Databases for one test; what the code under test makes beside them goes with them."""
+    with ExitStack() as stack:
+
+        def make(server: servers.Server, owner: str = "postgres", name: str | None = None) -> DatabaseURL:
+            url = servers.create_database(server, owner, name)
+            stack.callback(servers.drop_database, server, url.database)
+            return url
+
+        yield make
+
+
+@pytest.fixture
+def database(server: servers.Server, make_database: MakeDatabase) -> DatabaseURL:
+    """A new empty database, as superuser."""
+    return make_database(server)
+
+
+@pytest.fixture
+def owner_database(server: servers.Server, make_database: MakeDatabase) -> DatabaseURL:
+    """A new empty database of a plain role that may not create databases."""
+    return make_database(server, owner="keikaku_owner")
+
+
+@pytest.fixture
+def creator_database(server: servers.Server, make_database: MakeDatabase) -> DatabaseURL:
+    """A new empty database of a plain role that may create databases."""
+    return make_database(server, owner="keikaku_creator")
