@@ -1,0 +1,111 @@
+"""The command line: one lazy group; each command's module is imported when it is called.
+
+`keikaku --help` is typed often and must answer at once, so nothing here
+imports more than click; the words of the list below stand here for the same
+reason, and a test holds them to the commands themselves.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import click
+
+#: Name of each command: its module, its attribute there, and what the list of commands says.
+COMMANDS = {
+    "generate": ("generate", "generate", "Generate a dataset and snapshot it."),
+    "create": ("snapshots", "create", "Make a snapshot of a database."),
+    "restore": ("snapshots", "restore", "Bring a database back to a snapshot, exactly."),
+    "list": ("listing", "list_", "List the snapshots, newest first."),
+    "show": ("listing", "show", "Show everything that is known of one snapshot."),
+    "verify": ("listing", "verify", "Check a snapshot's files against its manifest."),
+    "delete": ("snapshots", "delete", "Delete one version of a snapshot, or the old ones."),
+    "doctor": ("doctor", "doctor", "Check tools, server, rights and disk; say what to do."),
+    "server": ("server", "server", "Start, stop and look at the embedded PostgreSQL."),
+    "completion": ("completion", "completion", "Print the shell's completion script."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command only when it is called or its own help is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order in which one meets them, not the alphabet's."""
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of a command and return it."""
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{module}.{attribute} is no command")
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Suggest a near name for a misspelt command."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1, cutoff=0.5)
+            if near and "Did you mean" not in error.message:
+                error.message = f"{error.message.rstrip('.')}; did you mean {near[0]}?"
+            raise
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without importing one."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, words) for name, (_, _, words) in COMMANDS.items()])
+
+
+def _print_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        import keikaku_snapshots
+
+        click.echo(f"keikaku {keikaku_snapshots.__version__}")
+        ctx.exit()
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="`keikaku COMMAND --help` shows examples. Exit codes: docs/reference/errors.md",
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_print_version,
+    help="Print the version and exit.",
+)
+def keikaku() -> None:
+    """Make realistic test data in PostgreSQL, freeze it, bring it back exactly.
+
+    \b
+      keikaku generate --scale medium       100 offices, snapshotted
+      keikaku restore medium_100_offices    the database as it was then
+    """
+
+
+def main(arguments: Sequence[str] | None = None, program: str = "keikaku") -> None:
+    """Run the command line and leave the process with its exit code.
+
+    Args:
+        arguments: What was typed after the program's name; the process's own
+            arguments when None.
+        program: The name that help and errors show.
+    """
+    from keikaku_snapshots.cli.run import run
+
+    sys.exit(run(keikaku, sys.argv[1:] if arguments is None else list(arguments), program))

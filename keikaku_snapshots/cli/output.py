@@ -1,0 +1,287 @@
+"""What the command line prints: data on stdout, words on stderr, never a secret.
+
+Every text passes through `Output`; it decides between words and one JSON
+document, between colour and none, between a progress bar and lines.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, date, datetime
+from pathlib import PurePath
+from typing import Any
+from urllib.parse import quote, unquote
+
+import click
+
+from keikaku_snapshots.progress import ProgressCallback
+
+#: Anything between the scheme and the last @ of a URL: what no parser has
+#: understood yet may still hold a password.
+_CREDENTIALS = re.compile(r"(\w+://)[^\s'\"]*@")
+
+#: Shorter secrets stand in ordinary words; replacing them would garble every message.
+_SHORTEST_SECRET = 3
+
+
+class Output:
+    """The one writer of a command."""
+
+    def __init__(
+        self, *, as_json: bool = False, quiet: bool = False, verbose: int = 0, log_format: str = "text"
+    ) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+        self.verbose = verbose
+        self.log_format = log_format
+        self._secrets: set[str] = set()
+        self._documented = False
+        for variable in ("KEIKAKU_DB_URL", "PERFORMANCE_TEST_DATABASE_URL", "TEST_DATABASE_URL", "PGPASSWORD"):
+            self.hide(os.environ.get(variable, ""))
+
+    @classmethod
+    def from_arguments(cls, arguments: Sequence[str]) -> Output:
+        """Look ahead at what was typed, so that even a wrong option is reported in the form asked for."""
+        typed = [part for part in arguments[: list(arguments).index("--")]] if "--" in arguments else list(arguments)
+        flags = "".join(part[1:] for part in typed if re.fullmatch(r"-[qv]+", part))
+        log_format = "json" if "--log-format=json" in typed or _follows(typed, "--log-format", "json") else "text"
+        output = cls(
+            as_json="--json" in typed,
+            quiet="q" in flags or "--quiet" in typed,
+            verbose=flags.count("v") + typed.count("--verbose"),
+            log_format=log_format,
+        )
+        for part in typed:
+            output.hide(part.removeprefix("--db-url=") if part.startswith("--db-url=") else part)
+        return output
+
+    # Secrets
+
+    def hide(self, url: str) -> None:
+        """Learn the password of a URL, so that it appears in no text from now on."""
+        if "://" in url:
+            _, _, rest = url.partition("://")
+            credentials, at, _ = rest.rpartition("@")
+            _, colon, password = credentials.partition(":")
+            if at and colon:
+                self._hide_forms(password)
+            for match in re.finditer(r"[?&](?:password|sslpassword)=([^&\s]*)", url):
+                self._hide_forms(match[1])
+        for match in re.finditer(r"\bpassword\s*=\s*('(?:[^'\\]|\\.)*'|\S+)", url):
+            self._hide_forms(match[1].strip("'"))
+
+    def _hide_forms(self, password: str) -> None:
+        plain = unquote(password)
+        forms = {password, plain, quote(plain, safe=""), quote(plain)}
+        self._secrets |= {form for form in forms if len(form) >= _SHORTEST_SECRET}
+
+    def redact(self, text: str) -> str:
+        """Replace every secret that is known and everything that looks like credentials of a URL."""
+        for secret in sorted(self._secrets, key=len, reverse=True):
+            text = text.replace(secret, "***")
+        return _CREDENTIALS.sub(r"\1***@", text)
+
+    # Data, on stdout
+
+    def document(self, value: Any, *, secret_free: bool = True) -> None:
+        """Print the one JSON document of this command; a second one is left out."""
+        if self._documented:
+            return
+        self._documented = True
+        text = json.dumps(plain(value), ensure_ascii=False, indent=2)
+        click.echo(text if secret_free else self.redact(text))
+
+    def data(self, text: str) -> None:
+        """Print a line that was asked for, such as a row of a list; not with --json."""
+        if not self.as_json:
+            click.echo(text)
+
+    def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozenset[int] = frozenset()) -> None:
+        """Print aligned columns; wide characters count double.
+
+        Args:
+            headers: Names of the columns.
+            rows: The cells, as text.
+            right: Columns that are aligned to the right, by index.
+        """
+        widths = [max(map(_cells, column)) for column in zip(headers, *rows, strict=True)]
+        for number, row in enumerate([headers, *rows]):
+            cells = []
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True)):
+                space = " " * (width - _cells(cell))
+                cells.append(space + cell if index in right else cell + space)
+            line = "  ".join(cells).rstrip()
+            self.data(click.style(line, bold=True) if number == 0 else line)
+
+    # Words, on stderr
+
+    def say(self, text: str) -> None:
+        """Say what happened; not with -q."""
+        if not self.quiet:
+            self._words("info", text)
+
+    def warn(self, text: str) -> None:
+        """Say what the user should know, even with -q."""
+        self._words("warning", text)
+
+    def error(self, headline: str, *, found: str = "", hint: str = "", hint_ja: str = "") -> None:
+        """Say what went wrong: what happened, what was found, what to do."""
+        if self.log_format == "json":
+            self._json_line("error", headline, {"found": found, "hint": hint, "hint_ja": hint_ja})
+            return
+        lines = [click.style("error: ", fg="red", bold=True) + self.redact(headline)]
+        lines += [f"  {line}" for line in self.redact(found).splitlines()]
+        if hint:
+            lines.append(click.style("To fix this: ", bold=True) + self.redact(hint))
+        if hint_ja:
+            lines.append(click.style("対処: ", bold=True) + self.redact(hint_ja))
+        click.echo("\n".join(lines), err=True)
+
+    def raw(self, text: str) -> None:
+        """Print text that has its own form, such as a traceback, to stderr."""
+        click.echo(self.redact(text), err=True)
+
+    def confirm(self, question: str) -> bool:
+        """Ask on the terminal; the question goes to stderr."""
+        return click.confirm(self.redact(question), default=False, err=True)
+
+    def _words(self, level: str, text: str) -> None:
+        if self.log_format == "json":
+            self._json_line(level, text, {})
+        elif level == "warning":
+            click.echo(click.style("warning: ", fg="yellow", bold=True) + self.redact(text), err=True)
+        else:
+            click.echo(self.redact(text), err=True)
+
+    def _json_line(self, level: str, message: str, fields: Mapping[str, str]) -> None:
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": level, "message": message}
+        line |= {name: value for name, value in fields.items() if value}
+        click.echo(self.redact(json.dumps(line, ensure_ascii=False)), err=True)
+
+    # How it looks
+
+    @property
+    def colour_choice(self) -> bool | None:
+        """False when NO_COLOR asks for none, else None: by whether it is a terminal."""
+        return False if os.environ.get("NO_COLOR") or self.log_format == "json" else None
+
+    @property
+    def on_terminal(self) -> bool:
+        """Whether a person sits in front: words go to a terminal and answers come from one."""
+        return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+
+    def start_logging(self) -> None:
+        """Send the library's log records to stderr: warnings, with -v the rest too."""
+        root = logging.getLogger("keikaku_snapshots")
+        for handler in list(root.handlers):
+            if isinstance(handler, _Handler):
+                root.removeHandler(handler)
+        root.addHandler(_Handler(self))
+        root.propagate = False
+        quiet_level = logging.ERROR if self.quiet else logging.WARNING
+        levels = [quiet_level, logging.INFO, logging.DEBUG]
+        root.setLevel(levels[min(self.verbose, len(levels) - 1)])
+
+    @contextmanager
+    def progress(self) -> Iterator[ProgressCallback | None]:
+        """Show progress while the block runs: a bar on a terminal, else lines, nothing with -q."""
+        if self.quiet:
+            yield None
+            return
+        from keikaku_snapshots.cli import progress
+
+        fancy = sys.stderr.isatty() and self.log_format == "text" and os.environ.get("TERM") != "dumb"
+        with progress.bars() if fancy else progress.lines(self.say) as callback:
+            yield callback
+
+
+class _Handler(logging.Handler):
+    """Writes the library's records through the one writer."""
+
+    def __init__(self, output: Output) -> None:
+        super().__init__()
+        self._output = output
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        text = record.getMessage()
+        if record.levelno >= logging.WARNING:
+            self._output.warn(text)
+        else:
+            area = record.name.removeprefix("keikaku_snapshots.")
+            self._output.raw(f"{area}: {text}") if self._output.log_format == "text" else self._output.say(text)
+
+
+def _follows(typed: Sequence[str], option: str, value: str) -> bool:
+    return any(first == option and second == value for first, second in zip(typed, typed[1:], strict=False))
+
+
+def _cells(text: str) -> int:
+    if text.isascii():
+        return len(text)
+    import unicodedata
+
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
+
+
+def plain(value: Any) -> Any:
+    """Turn values of the library into what JSON knows.
+
+    Args:
+        value: A frozen dataclass, mapping, sequence, path, time or plain value.
+
+    Returns:
+        Dictionaries, lists, texts, numbers, booleans and None.
+    """
+    import dataclasses
+
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, list | tuple | set | frozenset | Iterator):
+        return [plain(item) for item in value]
+    return value
+
+
+def size(size_bytes: int) -> str:
+    """Write a size for people.
+
+    Args:
+        size_bytes: The size in bytes.
+
+    Returns:
+        Such as ``12.3 MB``; powers of ten, as disks are sold.
+    """
+    amount = float(size_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000:  # noqa: PLR2004 - the step of the units
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Write a time span for people.
+
+    Args:
+        seconds: The span in seconds.
+
+    Returns:
+        Such as ``0.42 s`` or ``3 min 5 s``.
+    """
+    if seconds < 10:  # noqa: PLR2004 - two more digits are of use below
+        return f"{seconds:.2f} s"
+    if seconds < 120:  # noqa: PLR2004 - below two minutes seconds read better
+        return f"{seconds:.1f} s"
+    return f"{int(seconds) // 60} min {int(seconds) % 60} s"

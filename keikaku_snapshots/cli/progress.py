@@ -1,0 +1,137 @@
+"""Progress on the screen: a bar with rows, rate and time left, or plain lines."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from keikaku_snapshots.progress import Progress, ProgressCallback
+
+#: Longest silence without a terminal, in seconds (A11); a log without a line
+#: for longer looks like a hang.
+LINE_INTERVAL_S = 10.0
+
+
+@contextmanager
+def lines(say: Callable[[str], None], interval_s: float = LINE_INTERVAL_S) -> Iterator[ProgressCallback]:
+    """One line for each finished step, and one at least every few seconds.
+
+    Args:
+        say: Writes a line.
+        interval_s: Longest silence in seconds.
+
+    Yields:
+        The callback for the library.
+    """
+    printer = _Lines(say, interval_s)
+    stop = threading.Event()
+    ticker = threading.Thread(target=printer.tick, args=(stop,), name="keikaku-progress", daemon=True)
+    ticker.start()
+    try:
+        yield printer
+    finally:
+        stop.set()
+        ticker.join(timeout=1)
+
+
+class _Lines:
+    """Remembers the last value, so that a silent library still gives a line."""
+
+    def __init__(self, say: Callable[[str], None], interval_s: float) -> None:
+        self._say = say
+        self._interval_s = interval_s
+        self._last: Progress | None = None
+        self._last_at = time.monotonic()
+        self._printed_at = time.monotonic()
+        self._lock = threading.Lock()
+
+    def __call__(self, progress: Progress) -> None:
+        with self._lock:
+            self._last, self._last_at = progress, time.monotonic()
+            if progress.finished:
+                self._print(sentence(progress))
+
+    def tick(self, stop: threading.Event) -> None:
+        """Print the last value again whenever nothing was printed for too long."""
+        while not stop.wait(max(0.01, min(1.0, self._interval_s / 10))):
+            with self._lock:
+                if time.monotonic() - self._printed_at < self._interval_s:
+                    continue
+                if self._last is None or self._last.finished:
+                    self._print("working …")
+                else:
+                    self._print(sentence(self._last, waited_s=time.monotonic() - self._last_at))
+
+    def _print(self, text: str) -> None:
+        self._printed_at = time.monotonic()
+        self._say(text)
+
+
+def sentence(progress: Progress, waited_s: float = 0.0) -> str:
+    """Write one value as a line.
+
+    Args:
+        progress: The value.
+        waited_s: Seconds that have passed since it was reported.
+
+    Returns:
+        Such as ``copy staffs: 1,001 rows, 0.05 s, 20,020 rows/s``.
+    """
+    seconds = progress.seconds + waited_s
+    amount = _amount(progress.done, progress.unit)
+    if progress.total is not None and not progress.finished:
+        amount = f"{_amount(progress.done, progress.unit)} of {_amount(progress.total, progress.unit)}"
+    parts = [amount, f"{seconds:.2f} s" if seconds < LINE_INTERVAL_S else f"{seconds:.0f} s"]
+    if progress.seconds > 0 and progress.unit != "steps" and progress.done:
+        rate = progress.done / progress.seconds
+        parts.append(_amount(int(rate), progress.unit) + "/s")
+        if progress.total and not progress.finished:
+            parts.append(f"{max(0.0, (progress.total - progress.done) / rate - waited_s):.0f} s left")
+    return f"{progress.step}: {', '.join(parts)}"
+
+
+def _amount(count: int, unit: str) -> str:
+    if unit == "bytes":
+        from keikaku_snapshots.cli.output import size
+
+        return size(count)
+    return f"{count:,} {unit}"
+
+
+@contextmanager
+def bars() -> Iterator[ProgressCallback]:
+    """One bar for each step, on stderr.
+
+    Yields:
+        The callback for the library.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+    from rich.progress import Task, TaskID
+    from rich.text import Text
+
+    class Amount(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(str(task.fields.get("amount", "")), style="cyan")
+
+    columns = [SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"), BarColumn(), Amount(), TimeRemainingColumn()]
+    tasks: dict[str, TaskID] = {}
+    with RichProgress(*columns, console=Console(stderr=True), transient=False) as display:
+
+        def show(progress: Progress) -> None:
+            if progress.step not in tasks:
+                tasks[progress.step] = display.add_task(progress.step, total=progress.total)
+            total = progress.total
+            if progress.finished:
+                total = progress.done or 1
+            display.update(
+                tasks[progress.step],
+                completed=progress.done or (1 if progress.finished else 0),
+                total=total,
+                amount=sentence(progress).removeprefix(progress.step + ": "),
+            )
+
+        yield show

@@ -1,0 +1,140 @@
+"""Running one command: signals, the presenter of errors, the exit code.
+
+Nothing else at the command line catches errors or leaves the process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+import click
+
+from keikaku_snapshots.cli.output import Output
+from keikaku_snapshots.errors import KeikakuError
+
+#: What a shell reports for a program that a signal ended is 128 and its number.
+_SIGNAL_BASE = 128
+
+#: Where an unexpected error is reported.
+REPORT = "please report it with the output of the same command with -v"
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP arrived; cleans up along the same paths as Ctrl-C (FAULTS 46)."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def run(command: click.Command, arguments: list[str], program: str) -> int:
+    """Run a command and present whatever it raises.
+
+    Args:
+        command: The command or group.
+        arguments: What was typed after the program's name.
+        program: The name that help and errors show.
+
+    Returns:
+        The exit code.
+    """
+    output = Output.from_arguments(arguments)
+    _raise_on_signals()
+    try:
+        result = command.main(
+            arguments, prog_name=program, standalone_mode=False, obj=output, color=output.colour_choice
+        )
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader (head, less) has left; its pipe would fail again when
+        # Python flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _SIGNAL_BASE + signal.SIGPIPE
+    except BaseException as error:  # noqa: BLE001 - the one place where everything ends
+        return present(error, output)
+    return result if isinstance(result, int) else 0
+
+
+def _raise_on_signals() -> None:
+    """Let SIGTERM and SIGHUP raise once; a second one ends the process at once."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise _Terminated(number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # `nohup keikaku …` has SIGHUP ignored and means it.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)
+
+
+def present(error: BaseException, output: Output) -> int:
+    """Say what went wrong, in one form for everything, and choose the exit code.
+
+    Args:
+        error: What was raised.
+        output: Where to say it.
+
+    Returns:
+        The exit code.
+    """
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, _Terminated):
+        name = signal.Signals(error.number).name
+        return _present(output, _SIGNAL_BASE + error.number, "Terminated", f"stopped by {name}")
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return _present(output, _SIGNAL_BASE + signal.SIGINT, "Interrupted", "interrupted")
+    if isinstance(error, click.UsageError):
+        return _present(output, 2, "UsageError", _usage_text(error), hint=_usage_hint(error))
+    if isinstance(error, click.ClickException):
+        return _present(output, 2, type(error).__name__, error.format_message())
+    if isinstance(error, KeikakuError):
+        _trace(error, output)
+        return _present(
+            output,
+            error.exit_code,
+            type(error).__name__,
+            error.headline,
+            found=error.found,
+            hint=error.hint,
+            hint_ja=error.hint_ja,
+        )
+    _trace(error, output)
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return _present(output, KeikakuError.exit_code, "UnexpectedError", f"unexpected error: {text}", hint=REPORT)
+
+
+def _present(  # noqa: PLR0913 - the parts of one message
+    output: Output, code: int, kind: str, headline: str, *, found: str = "", hint: str = "", hint_ja: str = ""
+) -> int:
+    shown_ja = hint_ja if os.environ.get("KEIKAKU_LANG", "").lower().startswith("ja") else ""
+    output.error(headline, found=found, hint=hint, hint_ja=shown_ja)
+    if output.as_json:
+        document = {"error": {"type": kind, "exit_code": code, "message": headline, "found": found, "hint": hint}}
+        if shown_ja:
+            document["error"]["hint_ja"] = shown_ja
+        output.document(document, secret_free=False)
+    return code
+
+
+def _trace(error: BaseException, output: Output) -> None:
+    if output.verbose:
+        import traceback
+
+        output.raw("".join(traceback.format_exception(error)))
+
+
+def _usage_text(error: click.UsageError) -> str:
+    text = error.format_message().rstrip(".")
+    return text[:1].lower() + text[1:] if text[:2].istitle() else text
+
+
+def _usage_hint(error: click.UsageError) -> str:
+    path = error.ctx.command_path if error.ctx else "keikaku"
+    return f"`{path} --help` shows options and examples."
