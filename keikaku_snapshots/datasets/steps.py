@@ -1,0 +1,178 @@
+"""Database work as generators of steps, so that it is written once for sync and async callers.
+
+A unit of work is a generator: it yields a step, is sent the answer, and is thrown
+the driver's exception when the step failed. It never waits itself; `drive_sync`
+and `drive_async` do, over a target (see `targets`)::
+
+    def highest(table: str) -> Steps[int]:
+        rows = yield Execute(f"SELECT max(id) FROM {quote_name(table)}")
+        return rows[0][0] or 0
+
+Statements use ``$1`` placeholders. Cast every parameter (``$1::text``): asyncpg
+takes the type from the statement, psycopg from the value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+from keikaku_snapshots.errors import KeikakuError, OutcomeUnknownError
+
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True, slots=True)
+class Execute:
+    """Run one statement; the answer is a list of rows, each a tuple."""
+
+    #: One SQL statement with ``$1`` placeholders.
+    sql: str
+    #: The values of the placeholders.
+    parameters: tuple[object, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Send COPY text to the server; the answer is None."""
+
+    #: The whole ``COPY … FROM STDIN`` statement.
+    statement: str
+    #: Makes the blocks of COPY text; each is written as it comes, none is kept.
+    blocks: Callable[[], Iterable[bytes]]
+    #: Seconds without a block taken by the server after which the statement is cancelled; None waits for ever.
+    stall_timeout_s: float | None = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Start a transaction, or a savepoint inside the caller's; the answer is True when the library owns it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Commit the library's own transaction, or release the savepoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """Undo everything since `Begin`; never raises."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Wait before the next attempt."""
+
+    #: How long.
+    seconds: float
+
+
+Step: TypeAlias = Execute | Copy | Begin | Commit | Rollback | Sleep
+Steps: TypeAlias = Generator[Step, Any, ResultT]
+
+
+class SyncTarget(Protocol):
+    """Performs steps on a connection, waiting for each."""
+
+    def perform(self, step: Step) -> Any:
+        """Do the step and return its answer."""
+
+    def close(self) -> None:
+        """Give back what the target itself opened; nothing of the caller's."""
+
+
+class AsyncTarget(Protocol):
+    """Performs steps on a connection of an event loop."""
+
+    async def perform(self, step: Step) -> Any:
+        """Do the step and return its answer."""
+
+    async def close(self) -> None:
+        """Give back what the target itself opened; nothing of the caller's."""
+
+
+def drive_sync(steps: Steps[ResultT], target: SyncTarget) -> ResultT:
+    """Run the steps to their end, one after another.
+
+    Args:
+        steps: The unit of work.
+        target: Where it is done; closed at the end.
+
+    Returns:
+        What the generator returned.
+
+    Raises:
+        BaseException: What the unit raised.
+    """
+    try:
+        step = next(steps)
+        while True:
+            try:
+                answer = target.perform(step)
+            except BaseException as error:  # noqa: BLE001 - the unit decides, and raises it again
+                step = steps.throw(error)
+            else:
+                step = steps.send(answer)
+    except StopIteration as stop:
+        result: ResultT = stop.value
+        return result
+    finally:
+        target.close()
+
+
+async def drive_async(steps: Steps[ResultT], target: AsyncTarget) -> ResultT:
+    """Run the steps to their end on the event loop; see `drive_sync`."""
+    try:
+        step = next(steps)
+        while True:
+            try:
+                answer = await target.perform(step)
+            except BaseException as error:  # noqa: BLE001 - cancellation must reach the unit, which rolls back
+                step = steps.throw(error)
+            else:
+                step = steps.send(answer)
+    except StopIteration as stop:
+        result: ResultT = stop.value
+        return result
+    finally:
+        await target.close()
+
+
+def in_transaction(work: Callable[[bool], Steps[ResultT]]) -> Steps[ResultT]:
+    """Do the work in one transaction, or in a savepoint of the caller's.
+
+    Args:
+        work: Gets True when the transaction is the library's own.
+
+    Returns:
+        What the work returned; by then it is committed, or its savepoint released.
+
+    Raises:
+        OutcomeUnknownError: The connection was lost after COMMIT was sent.
+        BaseException: What the work raised; by then it is undone.
+    """
+    owned: bool = yield Begin()
+    try:
+        result = yield from work(owned)
+    except BaseException:
+        yield Rollback()
+        raise
+    try:
+        yield Commit()
+    except KeikakuError:
+        raise
+    except BaseException as error:
+        yield Rollback()
+        if owned and not _is_answer_of_server(error):
+            what = "The connection was lost after COMMIT was sent; the rows may or may not be there"
+            raise OutcomeUnknownError(what) from error
+        raise
+    return result
+
+
+def _is_answer_of_server(error: BaseException) -> bool:
+    # Only an ordinary error of the server proves that COMMIT did not happen: a
+    # session that is terminated (57P0x) may have committed before it said so.
+    state = getattr(error, "sqlstate", None)
+    return isinstance(state, str) and not state.startswith(("08", "57P"))
