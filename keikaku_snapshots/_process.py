@@ -1,0 +1,544 @@
+"""The only place where a program is started.
+
+A program gets a list argv with an absolute path, exactly the environment that
+is given, no standard input, a session (and so a process group) of its own, and
+on Linux a death signal: when this process is killed, the program goes too.
+
+All programs are forked from one long-lived daemon thread. Linux sends the
+death signal when the *thread* that forked ends, so a program started from a
+worker thread would be killed when that worker is done (FAULTS 45).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from keikaku_snapshots.errors import (
+    DiskFullError,
+    OperationTimeoutError,
+    ToolError,
+    ToolMissingError,
+    UsageError,
+)
+
+log = logging.getLogger("keikaku_snapshots.process")
+
+#: Bytes kept of a program's first messages: the first error is usually the cause.
+STDERR_HEAD_BYTES = 16 * 1024
+#: Bytes kept of a program's last messages.
+STDERR_TAIL_BYTES = 48 * 1024
+#: Largest captured output; `pg_restore --list` of 100,000 objects is about 10 MB.
+STDOUT_LIMIT_BYTES = 256 * 1024 * 1024
+#: Seconds to wait for a pipe's end after the program has ended. Only a process
+#: that left the program's session can hold the pipe longer, and it is not ours.
+DRAIN_S = 2.0
+#: prctl(2) option number; the same on every Linux architecture.
+PR_SET_PDEATHSIG = 1
+#: Dropped at a cut inside one endless line, so that half a secret cannot stay.
+_CUT_MARGIN_BYTES = 4096
+
+
+def _unchanged(text: str) -> str:
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """How a program ended. Never raised for a return code: the caller decides."""
+
+    #: Absolute path of the program.
+    argv0: str
+    #: Exit code; negative is the signal that ended it.
+    returncode: int
+    #: Error output, redacted, at most head and tail of it. Server messages in it
+    #: may quote row values, so it is not part of the ``repr``.
+    stderr: str = field(repr=False)
+    #: Standard output when it was captured, else empty; not redacted.
+    stdout: str = field(repr=False)
+    #: Seconds from start to end.
+    seconds: float
+    #: Why `watch` or the caller stopped the program; empty when nobody did.
+    stopped: str = ""
+
+    @property
+    def program(self) -> str:
+        """Name of the program, without its directory."""
+        return os.path.basename(self.argv0)
+
+    @property
+    def ok(self) -> bool:
+        """True when it ended by itself with code 0."""
+        return self.returncode == 0 and not self.stopped
+
+
+class _Bounded:
+    """The first and the last bytes of a stream whose length nobody knows."""
+
+    def __init__(self, head_bytes: int, tail_bytes: int) -> None:
+        self._head = bytearray()
+        self._tail = bytearray()
+        self._head_bytes = head_bytes
+        self._tail_bytes = tail_bytes
+        self.total_bytes = 0
+
+    def write(self, data: bytes) -> None:
+        self.total_bytes += len(data)
+        room = self._head_bytes - len(self._head)
+        if room > 0:
+            self._head += data[:room]
+            data = data[room:]
+        if data:
+            self._tail += data
+            if len(self._tail) > 2 * self._tail_bytes:
+                del self._tail[: -self._tail_bytes]
+
+    def text(self) -> str:
+        head, tail = bytes(self._head), bytes(self._tail[-self._tail_bytes :])
+        left_out = self.total_bytes - len(head) - len(tail)
+        if left_out > 0:
+            # Whole lines only: a password cut in two would pass the redaction.
+            head = head[: head.rfind(b"\n") + 1] or head[:-_CUT_MARGIN_BYTES]
+            tail = tail[tail.find(b"\n") + 1 :] if b"\n" in tail else tail[_CUT_MARGIN_BYTES:]
+            middle = f"\n... {left_out} bytes left out ...\n".encode()
+            return (head.rstrip(b"\n") + middle + tail).decode("utf-8", errors="replace")
+        return (head + tail).decode("utf-8", errors="replace")
+
+
+class _Launcher:
+    """The one thread that forks."""
+
+    def __init__(self) -> None:
+        self._requests: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="keikaku-launcher", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            job, future = self._requests.get()
+            try:
+                future.set_result(job())
+            except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
+                future.set_exception(error)
+            del job, future
+
+    def submit(self, job: Callable[[], Any]) -> Future[Any]:
+        future: Future[Any] = Future()
+        self._requests.put((job, future))
+        return future
+
+
+_launcher: _Launcher | None = None
+_launcher_lock = threading.Lock()
+
+
+def _get_launcher() -> _Launcher:
+    global _launcher  # noqa: PLW0603 - one for each process, by design
+    with _launcher_lock:
+        if _launcher is None:
+            _launcher = _Launcher()
+        return _launcher
+
+
+def _forget_launcher() -> None:
+    # Threads do not survive os.fork(); a child that kept the object would wait for ever.
+    global _launcher, _launcher_lock  # noqa: PLW0603
+    _launcher = None
+    _launcher_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_launcher)
+
+
+def _child_setup() -> Callable[[], None]:
+    """Return what the child does between fork and exec.
+
+    Everything is looked up before the fork: the child of a process with
+    threads must not import or allocate more than it has to.
+    """
+    set_mask, set_mask_how = signal.pthread_sigmask, signal.SIG_SETMASK
+    if not sys.platform.startswith("linux"):
+        return lambda: set_mask(set_mask_how, ()) and None
+    import ctypes  # noqa: PLC0415 - only needed once a program is started
+
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
+    parent, getppid, leave, kill = os.getpid(), os.getppid, os._exit, int(signal.SIGKILL)
+
+    def setup() -> None:
+        set_mask(set_mask_how, ())
+        prctl(PR_SET_PDEATHSIG, kill, 0, 0, 0)
+        # The parent may have died before prctl; then no signal will ever come.
+        if getppid() != parent:
+            leave(127)
+
+    return setup
+
+
+def _spawn(
+    argv: list[str], env: dict[str, str], pass_fds: tuple[int, ...], *, capture_stdout: bool
+) -> subprocess.Popen[bytes]:
+    with contextlib.ExitStack() as stack:
+        if sys.version_info >= (3, 12):
+            # preexec_fn from a process with threads warns; what it does here is safe after fork.
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore", DeprecationWarning)
+        return subprocess.Popen(  # noqa: S603 - list argv, absolute program, checked by start_tool
+            argv,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if capture_stdout else subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            close_fds=True,
+            pass_fds=pass_fds,
+            start_new_session=True,
+            umask=0o077,
+            preexec_fn=_child_setup(),  # noqa: PLW1509 - runs in the launcher thread, see _child_setup
+        )
+
+
+class RunningTool:
+    """A program that runs; wait for it, or cancel it.
+
+    Use it as a context manager: leaving the block cancels a program that still
+    runs. Time limit and `watch` work whether or not anybody waits.
+    """
+
+    def __init__(
+        self,
+        popen: subprocess.Popen[bytes],
+        *,
+        timeout_s: float | None,
+        cancel_signal: signal.Signals,
+        grace_s: float,
+        redact: Callable[[str], str],
+        watch: Callable[[], str | None] | None,
+        watch_interval_s: float,
+    ) -> None:
+        self._popen = popen
+        self._argv0 = str(popen.args[0]) if isinstance(popen.args, list) else str(popen.args)
+        self._timeout_s = timeout_s
+        self._cancel_signal = cancel_signal
+        self._grace_s = grace_s
+        self._redact = redact
+        self._watch = watch
+        self._watch_interval_s = watch_interval_s
+        self._started = time.monotonic()
+        self._seconds = 0.0
+        self._stopped = ""
+        self._timed_out = False
+        self._watch_error: BaseException | None = None
+        self._ended = threading.Event()
+        self._signal_lock = threading.Lock()
+        self._stderr = _Bounded(STDERR_HEAD_BYTES, STDERR_TAIL_BYTES)
+        self._stdout = bytearray()
+        self._stdout_overflow = False
+        self._drains = [self._drain(popen.stderr, self._take_stderr)]
+        if popen.stdout is not None:
+            self._drains.append(self._drain(popen.stdout, self._take_stdout))
+        _thread(self._reap, f"keikaku-reap-{popen.pid}")
+        if timeout_s is not None or watch is not None:
+            _thread(self._supervise, f"keikaku-watch-{popen.pid}")
+
+    @property
+    def pid(self) -> int:
+        """Process id; also the id of the program's process group."""
+        return self._popen.pid
+
+    def __repr__(self) -> str:
+        state = f"returncode={self._popen.returncode}" if self._ended.is_set() else "running"
+        return f"RunningTool({self._argv0!r}, pid={self.pid}, {state})"
+
+    def __enter__(self) -> RunningTool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._ended.is_set():
+            self.cancel("its caller gave up")
+
+    def poll(self) -> int | None:
+        """Return the exit code (negative: signal), or None while it runs."""
+        return self._popen.returncode if self._ended.is_set() else None
+
+    def wait(self) -> ToolResult:
+        """Wait for the end.
+
+        Returns:
+            The result, whatever the return code.
+
+        Raises:
+            OperationTimeoutError: ``timeout_s`` was over; the program was stopped.
+            BaseException: what `watch` raised, or KeyboardInterrupt; the program
+                was stopped first.
+        """
+        try:
+            self._ended.wait()
+        except BaseException:
+            self.cancel("interrupted")
+            raise
+        for drain in self._drains:
+            drain.join(DRAIN_S)
+        stderr = self._redact(self._stderr.text())
+        if self._watch_error is not None:
+            raise self._watch_error
+        result = ToolResult(
+            argv0=self._argv0,
+            returncode=self._popen.returncode,
+            stderr=stderr,
+            stdout=bytes(self._stdout).decode("utf-8", errors="replace"),
+            seconds=self._seconds,
+            stopped=self._stopped,
+        )
+        log.debug("%s ended with %d after %.3f s", result.program, result.returncode, result.seconds)
+        if self._timed_out:
+            # The error output may quote row values, so it is a field and not in the text (FAULTS 33).
+            raise OperationTimeoutError(
+                f"{result.program} was stopped after its time limit of {self._timeout_s:g} s",
+                timeout_s=self._timeout_s,
+                returncode=result.returncode,
+                stderr=stderr,
+            )
+        return result
+
+    def cancel(self, reason: str = "cancelled", *, grace_s: float | None = None) -> None:
+        """Stop the program: its own cancel signal, after a grace SIGKILL, each to the whole group.
+
+        Returns when it has ended. Does nothing when it ended already.
+
+        Args:
+            reason: Why, in words; `ToolResult.stopped`.
+            grace_s: Seconds between the two signals instead of the usual.
+        """
+        if self._ended.is_set():
+            return
+        self._stopped = self._stopped or reason
+        grace_s = self._grace_s if grace_s is None else grace_s
+        try:
+            self._signal_group(self._cancel_signal)
+            self._ended.wait(grace_s)
+        finally:
+            # Also on a second Ctrl-C while waiting here.
+            if not self._ended.is_set():
+                log.debug("%s ignored its cancel signal for %g s; killed", self._argv0, grace_s)
+                self._signal_group(signal.SIGKILL)
+                self._ended.wait()
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        with self._signal_lock, contextlib.suppress(ProcessLookupError, PermissionError):
+            # The leader is reaped under this lock, so the id cannot be somebody else's by now.
+            if not self._ended.is_set():
+                os.killpg(self._popen.pid, number)
+
+    def _reap(self) -> None:
+        if hasattr(os, "waitid"):
+            # WNOWAIT leaves the zombie, which keeps the group's id ours while we kill the rest.
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, self._popen.pid, os.WEXITED | os.WNOWAIT)
+        else:
+            self._popen.wait()
+        self._seconds = time.monotonic() - self._started
+        with self._signal_lock:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._popen.pid, signal.SIGKILL)
+            self._popen.wait()
+            self._ended.set()
+
+    def _supervise(self) -> None:
+        deadline = None if self._timeout_s is None else self._started + self._timeout_s
+        while not self._ended.is_set():
+            left = self._watch_interval_s if self._watch is not None else float("inf")
+            if deadline is not None:
+                left = min(left, deadline - time.monotonic())
+            if self._ended.wait(max(left, 0.0)):
+                return
+            if deadline is not None and time.monotonic() >= deadline:
+                self._timed_out = True
+                self.cancel("its time limit was over")
+                return
+            self._ask_watch()
+
+    def _ask_watch(self) -> None:
+        if self._watch is None:
+            return
+        try:
+            reason = self._watch()
+        except BaseException as error:  # noqa: BLE001 - raised again by wait()
+            self._watch_error = error
+            reason = "its watcher failed"
+        if reason:
+            self.cancel(reason)
+
+    def _drain(self, stream: IO[bytes] | None, take: Callable[[bytes], None]) -> threading.Thread:
+        def run() -> None:
+            if stream is None:
+                return
+            with stream:
+                while data := stream.read(65536):
+                    take(data)
+
+        return _thread(run, f"keikaku-drain-{self._popen.pid}")
+
+    def _take_stderr(self, data: bytes) -> None:
+        self._stderr.write(data)
+
+    def _take_stdout(self, data: bytes) -> None:
+        # What is over the limit is still read, else the program would hang on a full pipe.
+        if len(self._stdout) + len(data) <= STDOUT_LIMIT_BYTES:
+            self._stdout += data
+        elif not self._stdout_overflow:
+            self._stdout_overflow = True
+            self._stopped = self._stopped or f"its output is larger than {STDOUT_LIMIT_BYTES} bytes"
+            self._signal_group(signal.SIGKILL)
+
+
+def _thread(target: Callable[[], None], name: str) -> threading.Thread:
+    thread = threading.Thread(target=target, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+def start_tool(
+    argv: Sequence[str | Path],
+    *,
+    env: Mapping[str, str],
+    timeout_s: float | None = None,
+    cancel_signal: signal.Signals = signal.SIGTERM,
+    grace_s: float = 5.0,
+    pass_fds: Sequence[int] = (),
+    redact: Callable[[str], str] = _unchanged,
+    capture_stdout: bool = False,
+    watch: Callable[[], str | None] | None = None,
+    watch_interval_s: float = 0.2,
+) -> RunningTool:
+    """Start a program and return at once.
+
+    Args:
+        argv: Program and arguments; the program by absolute path. Never a secret:
+            every user of the machine can read it.
+        env: The whole environment of the program; nothing is inherited.
+        timeout_s: Seconds until it is stopped; None: no limit.
+        cancel_signal: What asks it to stop (psql cancels its query on SIGINT only,
+            pg_dump on SIGTERM too).
+        grace_s: Seconds between the cancel signal and SIGKILL.
+        pass_fds: File descriptors that the program inherits, such as a lock's.
+        redact: Takes secrets out of the error output.
+        capture_stdout: Keep standard output; else it goes to /dev/null.
+        watch: Called every `watch_interval_s` **from another thread** while the
+            program runs; a non-empty string stops it and becomes `ToolResult.stopped`.
+        watch_interval_s: Seconds between two calls of `watch`.
+
+    Returns:
+        The running program.
+
+    Raises:
+        UsageError: argv is empty, not absolute or holds a NUL.
+        ToolMissingError: The program does not exist or may not be run.
+        ToolError: The system cannot start it, or this is Windows.
+    """
+    if os.name != "posix":
+        raise ToolError(
+            "PostgreSQL programs cannot be started on Windows by this library",
+            found=f"Platform: {sys.platform}",
+            hint="Run it under Linux, macOS or WSL 2.",
+        )
+    arguments = [os.fspath(item) for item in argv]
+    if not arguments or not os.path.isabs(arguments[0]):
+        raise UsageError("A program must be given by its absolute path", hint="Pass a path from find_tools().")
+    texts = [*arguments, *env.keys(), *env.values()]
+    if any("\0" in text for text in texts):
+        raise UsageError("An argument or environment value of a program holds a NUL character")
+    environment, fds = dict(env), tuple(pass_fds)
+    log.debug("starting %s", arguments[0])
+    future = _get_launcher().submit(lambda: _spawn(arguments, environment, fds, capture_stdout=capture_stdout))
+    try:
+        popen: subprocess.Popen[bytes] = future.result()
+    except (OSError, subprocess.SubprocessError) as error:
+        raise _start_error(arguments[0], error) from None
+    except BaseException:
+        # Ctrl-C while the launcher forks: the child must not stay behind.
+        future.add_done_callback(_kill_orphan)
+        raise
+    return RunningTool(
+        popen,
+        timeout_s=timeout_s,
+        cancel_signal=cancel_signal,
+        grace_s=grace_s,
+        redact=redact,
+        watch=watch,
+        watch_interval_s=watch_interval_s,
+    )
+
+
+def _kill_orphan(future: Future[Any]) -> None:
+    if future.exception() is None:
+        popen = future.result()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(popen.pid, signal.SIGKILL)
+        popen.wait()
+
+
+def _start_error(program: str, error: OSError | subprocess.SubprocessError) -> Exception:
+    """Say why a program did not start; argv stays out of the text (FAULTS 32)."""
+    number = error.errno if isinstance(error, OSError) else None
+    reason = os.strerror(number) if number else type(error).__name__
+    if number in {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EISDIR, errno.ENOEXEC, errno.EPERM}:
+        return ToolMissingError(f"The program {program} cannot be run", found=f"The system says: {reason}")
+    if number == errno.ENOSPC:
+        return DiskFullError(f"The program {program} cannot be started", found=f"The system says: {reason}")
+    return ToolError(
+        f"The program {program} cannot be started",
+        found=f"The system says: {reason}",
+        hint="Look at the limits of processes and memory (ulimit -a, free), then run it again.",
+    )
+
+
+def run_tool(
+    argv: Sequence[str | Path],
+    *,
+    env: Mapping[str, str],
+    timeout_s: float | None = None,
+    cancel_signal: signal.Signals = signal.SIGTERM,
+    grace_s: float = 5.0,
+    pass_fds: Sequence[int] = (),
+    redact: Callable[[str], str] = _unchanged,
+    capture_stdout: bool = False,
+    watch: Callable[[], str | None] | None = None,
+    watch_interval_s: float = 0.2,
+) -> ToolResult:
+    """Run a program to its end; arguments and errors as `start_tool` and `RunningTool.wait`.
+
+    Returns:
+        The result, whatever the return code.
+    """
+    with start_tool(
+        argv,
+        env=env,
+        timeout_s=timeout_s,
+        cancel_signal=cancel_signal,
+        grace_s=grace_s,
+        pass_fds=pass_fds,
+        redact=redact,
+        capture_stdout=capture_stdout,
+        watch=watch,
+        watch_interval_s=watch_interval_s,
+    ) as running:
+        return running.wait()

@@ -1,0 +1,500 @@
+"""`DatabaseURL`: which database, as whom; parsed once, printed without its password.
+
+One parser only: libpq's own (`psycopg.conninfo`), after the dialect of
+SQLAlchemy is taken off. Two parsers disagree about ``u:p@ss@host``, and then
+a check sees another host than the connection (FAULTS 97).
+
+What is not in the URL has a fixed default here. Inherited ``PG*`` variables
+have no effect: `DatabaseURL.connect_arguments` sets every option that libpq
+would take from the environment, and `inherited_settings_hidden` hides the few
+that no option can override.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import json
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from typing import Any
+from urllib.parse import quote, unquote
+
+import psycopg
+from psycopg import conninfo, pq
+
+from keikaku_snapshots.errors import InvalidNameError, InvalidURLError
+
+#: PostgreSQL cuts longer names silently, so that two names become one database (NAMEDATALEN - 1).
+NAME_LIMIT_BYTES = 63
+#: Length of sun_path less the final NUL; a longer socket path cannot be connected to.
+SOCKET_PATH_LIMIT_BYTES = 103 if sys.platform == "darwin" else 107
+DEFAULT_PORT = 5432
+#: Seconds to connect when the URL says nothing; libpq's own default is for ever.
+DEFAULT_CONNECT_TIMEOUT_S = 10
+#: Where servers put their socket, first one with a socket wins: Debian and Red Hat,
+#: then the default of PostgreSQL as released. libpq has only one of them built in,
+#: and psycopg's libpq and pg_dump's may differ.
+SOCKET_DIRECTORIES = ("/var/run/postgresql", "/run/postgresql", "/tmp")  # noqa: S108 - read only
+#: Passwords up to this length are hidden only where a password stands (``:pw@``,
+#: ``password=pw``): hiding every "a" would leave no readable text.
+SHORT_PASSWORD_CHARACTERS = 3
+#: What is printed in place of a secret.
+HIDDEN = "***"
+
+_DIALECTS = ("psycopg", "psycopg2", "asyncpg", "psycopg_async")
+_SCHEME = re.compile(r"(?P<name>postgres(?:ql)?)(?:\+(?P<driver>[a-z0-9_]+))?://", re.IGNORECASE)
+#: Parameters whose values are secrets.
+_SECRET_PARAMETERS = frozenset(
+    {"sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"}
+)
+#: Known to libpq, but they would send us to a place that the URL does not show.
+_REFUSED_PARAMETERS = {
+    "service": "it names a file that decides about host and database",
+    "servicefile": "it names a file that decides about host and database",
+    "replication": "a replication connection cannot run SQL",
+    "load_balance_hosts": "one host only is supported",
+}
+_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+#: Read by libpq at connect time and not overridable by any option.
+_UNOVERRIDABLE_VARIABLES = ("PGSERVICE", "PGTZ", "PGDATESTYLE", "PGGEQO")
+_environment_lock = threading.RLock()
+
+
+def check_database_name(name: str) -> str:
+    """Return the name of a database when PostgreSQL can hold it, whatever characters it has.
+
+    Raises:
+        InvalidNameError: It is empty, longer than 63 bytes of UTF-8 or holds a NUL.
+    """
+    if not name or "\0" in name:
+        raise InvalidNameError(
+            "A database name is empty or holds a NUL character",
+            hint="Name the database at the end of the URL: postgresql://USER@HOST:PORT/DATABASE.",
+        )
+    size_bytes = len(name.encode("utf-8", errors="surrogatepass"))
+    if size_bytes > NAME_LIMIT_BYTES:
+        raise InvalidNameError(
+            f"A database name has {size_bytes} bytes; PostgreSQL would cut it at {NAME_LIMIT_BYTES}",
+            found=f"Name: {name!r}",
+            hint="Use a shorter name; characters outside ASCII count as 2 to 4 bytes.",
+        )
+    return name
+
+
+def quote_identifier(name: str) -> str:
+    """Return a name as an SQL identifier, always in double quotes.
+
+    Raises:
+        InvalidNameError: It is empty or holds a NUL.
+    """
+    if not name or "\0" in name:
+        raise InvalidNameError("An SQL identifier is empty or holds a NUL character")
+    return '"' + name.replace('"', '""') + '"'
+
+
+@dataclass(frozen=True)
+class DatabaseURL:
+    """One database on one server, and who we are there. Its ``str`` and ``repr`` hide the password."""
+
+    #: Name or address; a socket directory when it begins with "/"; empty: the local socket.
+    host: str
+    #: None: 5432.
+    port: int | None
+    #: The role; the operating-system account's name when the URL has none.
+    user: str
+    #: None when there is none (peer authentication, certificate, ~/.pgpass).
+    password: str | None = field(repr=False)
+    #: Name of the database, never empty.
+    database: str
+    #: Further libpq parameters, sorted by name.
+    parameters: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        check_database_name(self.database)
+        _check_host(self.host)
+        if self.port is not None and not 1 <= self.port <= 65535:
+            raise InvalidURLError("The port of a database URL is not between 1 and 65535")
+        if not self.user:
+            raise InvalidURLError("A database URL has an empty user")
+        if self.host.startswith("/") or not self.host:
+            _check_socket_path(self.socket_directory, self.effective_port)
+
+    @classmethod
+    def parse(cls, url: Any) -> DatabaseURL:
+        """Read a URL.
+
+        Args:
+            url: ``postgresql://…`` or ``postgres://…``, also with ``+psycopg``,
+                ``+psycopg2``, ``+asyncpg`` or ``+psycopg_async``; a SQLAlchemy ``URL``;
+                or a `DatabaseURL`, which is returned as it is.
+
+        Returns:
+            The parsed value.
+
+        Raises:
+            InvalidURLError: It cannot be understood. The text never repeats the URL.
+            InvalidNameError: The database name is too long.
+        """
+        if isinstance(url, DatabaseURL):
+            return url
+        if hasattr(url, "render_as_string") and hasattr(url, "drivername"):
+            url = _text_of_sqlalchemy(url)
+        if not isinstance(url, str):
+            raise InvalidURLError(f"A database URL must be a text, not {type(url).__name__}")
+        return _parse_text(url.strip())
+
+    @property
+    def effective_port(self) -> int:
+        """The port that is connected to."""
+        return DEFAULT_PORT if self.port is None else self.port
+
+    @cached_property
+    def socket_directory(self) -> str:
+        """Directory of the Unix socket; empty when the connection is TCP."""
+        if self.host:
+            return self.host if self.host.startswith("/") else ""
+        for directory in SOCKET_DIRECTORIES:
+            if os.path.exists(f"{directory}/.s.PGSQL.{self.effective_port}"):
+                return directory
+        return SOCKET_DIRECTORIES[0]
+
+    @property
+    def effective_host(self) -> str:
+        """Host or socket directory that is connected to; never empty."""
+        return self.host or self.socket_directory
+
+    @property
+    def location(self) -> str:
+        """Where the database is, for messages: ``host:port/database``."""
+        host = f"[{self.host}]" if ":" in self.host else self.effective_host
+        return f"{host}:{self.effective_port}/{self.database}"
+
+    @property
+    def text(self) -> str:
+        """The URL **with** the password, for drivers only; never for messages."""
+        return self._render("postgresql", self.password)
+
+    def for_sqlalchemy(self, driver: str = "psycopg") -> str:
+        """Return the URL **with** the password for ``create_engine``, with the driver named.
+
+        Args:
+            driver: ``psycopg``, ``psycopg_async``, ``psycopg2`` or ``asyncpg``. For asyncpg
+                ``sslmode`` becomes ``ssl``.
+
+        Raises:
+            InvalidURLError: The driver is unknown, or cannot be given a parameter of this URL.
+        """
+        if driver not in _DIALECTS:
+            raise InvalidURLError(f"The driver {driver!r} is not one of {', '.join(_DIALECTS)}")
+        parameters = dict(self.parameters)
+        if driver == "asyncpg":
+            parameters = _parameters_for_asyncpg(parameters)
+        if not self.host:
+            parameters["host"] = self.effective_host
+        return self._render(f"postgresql+{driver}", self.password, parameters)
+
+    def with_database(self, name: str) -> DatabaseURL:
+        """Return the same place and role with another database.
+
+        Raises:
+            InvalidNameError: The name is empty, too long or holds a NUL.
+        """
+        return replace(self, database=check_database_name(name))
+
+    def redact(self, text: str) -> str:
+        """Return the text with every secret of this URL replaced by ``***``.
+
+        Secrets are found by value: raw, percent-encoded, and as quoted in JSON,
+        Python, SQL and password files. A password of up to 3 characters, or one
+        that equals user, database or host (shown anyway), is replaced only where
+        a password stands: ``:pw@``, ``password=pw``, ``PGPASSWORD=pw``.
+        """
+        for pattern in self._secret_patterns:
+            text = pattern.sub(HIDDEN, text)
+        return text
+
+    def connect_arguments(self) -> dict[str, Any]:
+        """Return the arguments for ``psycopg.connect`` (**with** the password).
+
+        Every option that libpq would read from the environment is set, to the
+        value of this URL or to libpq's built-in default.
+        """
+        arguments: dict[str, Any] = dict(_neutral_options())
+        arguments.update(self.parameters)
+        arguments.update(
+            host=self.effective_host,
+            port=self.effective_port,
+            user=self.user,
+            password=self.password or "",
+            dbname=self.database,
+        )
+        return arguments
+
+    def protected_word(self, words: Iterable[str]) -> str | None:
+        """Return the first word that stands as a whole word in database name or host.
+
+        A word ends at anything that is no letter or digit: ``prod`` is in
+        ``app_prod`` and ``prod.example.com``, not in ``product`` or ``prod2``.
+        """
+        for word in words:
+            if not word:
+                continue
+            pattern = re.compile(rf"(?<![^\W_]){re.escape(word)}(?![^\W_])", re.IGNORECASE)
+            if pattern.search(self.database) or pattern.search(self.host):
+                return word
+        return None
+
+    def __str__(self) -> str:
+        hidden = tuple(
+            (name, HIDDEN if name in _SECRET_PARAMETERS else value) for name, value in self.parameters
+        )
+        return self._render("postgresql", None if self.password is None else HIDDEN, dict(hidden))
+
+    def __repr__(self) -> str:
+        return f"DatabaseURL({str(self)!r})"
+
+    def _render(self, scheme: str, password: str | None, parameters: dict[str, str] | None = None) -> str:
+        query = dict(self.parameters) if parameters is None else dict(parameters)
+        authority = quote(self.user, safe="")
+        if password is not None:
+            authority += ":" + (password if password == HIDDEN else quote(password, safe=""))
+        authority += "@"
+        if self.host.startswith("/") or "host" in query:
+            # SQLAlchemy and asyncpg know a socket directory only as a parameter.
+            query = {"host": query.get("host", self.host), **query}
+            if self.port is not None:
+                query["port"] = str(self.port)
+        else:
+            host = quote(self.host, safe=":")
+            authority += f"[{host}]" if ":" in host else host
+            if self.port is not None:
+                authority += f":{self.port}"
+        path = quote(self.database, safe="")
+        if path != self.database and "+" in scheme:
+            # SQLAlchemy 2.0 does not decode the path; every version decodes parameters.
+            name = "database" if scheme.endswith("asyncpg") else "dbname"
+            query, path = {name: self.database, **query}, ""
+        pairs = "&".join(f"{name}={quote(value, safe='*')}" for name, value in query.items())
+        return f"{scheme}://{authority}/{path}" + (f"?{pairs}" if pairs else "")
+
+    @cached_property
+    def _secret_patterns(self) -> tuple[re.Pattern[str], ...]:
+        shown = {self.user.lower(), self.database.lower(), self.host.lower()}
+        patterns: list[re.Pattern[str]] = []
+        secrets = [value for name, value in self.parameters if name in _SECRET_PARAMETERS]
+        for secret in filter(None, [self.password, *secrets]):
+            forms = "|".join(sorted(map(_form_pattern, _forms(secret)), key=len, reverse=True))
+            if len(secret) <= SHORT_PASSWORD_CHARACTERS or secret.lower() in shown:
+                patterns.append(re.compile(rf"(?<=:)(?:{forms})(?=@)"))
+                patterns.append(re.compile(rf"(?i:(?<=password=)|(?<=password: ))['\"]?(?:{forms})(?!\w)"))
+            else:
+                patterns.append(re.compile(forms))
+        return tuple(patterns)
+
+
+def _form_pattern(form: str) -> str:
+    # The digits of a percent-encoding may be of either case.
+    return re.sub(r"%[0-9A-Fa-f]{2}", lambda match: f"(?i:{match.group()})", re.escape(form))
+
+
+def _forms(secret: str) -> set[str]:
+    """Return the spellings in which a secret turns up in other programs' texts."""
+    encoded = {quote(secret, safe=""), quote(secret), quote(secret, safe=" +"), quote(secret, safe=" +/")}
+    everything = "".join(f"%{byte:02X}" for byte in secret.encode("utf-8", errors="surrogateescape"))
+    forms = {secret, *encoded, everything, quote(secret, safe="").replace("%20", "+")}
+    forms |= {quote(form, safe="") for form in encoded}
+    forms |= {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], repr(secret)[1:-1]}
+    forms |= {secret.replace("'", "''"), secret.replace("\\", "\\\\").replace("'", "\\'")}
+    forms.add(secret.replace("\\", "\\\\").replace(":", "\\:"))
+    return forms
+
+
+@lru_cache(maxsize=1)
+def _neutral_options() -> tuple[tuple[str, Any], ...]:
+    """Return every libpq option that has an environment variable, with its built-in default."""
+    options: dict[str, Any] = {}
+    for option in pq.Conninfo.get_defaults():
+        if option.envvar and option.keyword != b"service":
+            options[option.keyword.decode()] = (option.compiled or b"").decode()
+    options["connect_timeout"] = DEFAULT_CONNECT_TIMEOUT_S
+    options["client_encoding"] = "UTF8"
+    return tuple(options.items())
+
+
+@contextlib.contextmanager
+def inherited_settings_hidden() -> Iterator[None]:
+    """Hide the four ``PG*`` variables that no libpq option can override, while a connection begins.
+
+    ``PGSERVICE`` makes libpq read a file; ``PGTZ``, ``PGDATESTYLE`` and ``PGGEQO`` change the
+    session. Does nothing when none is set, which is the usual case.
+    """
+    if not any(name in os.environ for name in _UNOVERRIDABLE_VARIABLES):
+        yield
+        return
+    with _environment_lock:
+        saved = {name: os.environ.pop(name) for name in _UNOVERRIDABLE_VARIABLES if name in os.environ}
+        try:
+            yield
+        finally:
+            os.environ.update(saved)
+
+
+def _text_of_sqlalchemy(url: Any) -> str:
+    """Write a SQLAlchemy URL with everything percent-encoded; its own rendering leaves spaces."""
+    pairs: list[str] = []
+    for name, value in url.query.items():
+        values = [value] if isinstance(value, str) else list(value)
+        pairs.extend(f"{quote(name, safe='')}={quote(item, safe='')}" for item in values)
+    authority = "" if url.username is None else quote(url.username, safe="")
+    if url.password is not None:
+        authority += ":" + quote(str(url.password), safe="")
+    host = url.host or ""
+    host = f"[{host}]" if ":" in host else quote(host, safe=",")
+    port = f":{url.port}" if url.port is not None else ""
+    at = "@" if authority else ""
+    query = f"?{'&'.join(pairs)}" if pairs else ""
+    return f"{url.drivername}://{authority}{at}{host}{port}/{quote(url.database or '', safe='')}{query}"
+
+
+def _parse_text(text: str) -> DatabaseURL:
+    match = _SCHEME.match(text)
+    if match is None:
+        raise InvalidURLError("A database URL does not begin with postgresql:// or postgres://")
+    if match["driver"] and match["driver"].lower() not in _DIALECTS:
+        raise InvalidURLError(
+            "A database URL names a driver that is not supported",
+            hint=f"Write postgresql://…, or postgresql+DRIVER://… with one of {', '.join(_DIALECTS)}.",
+        )
+    rest = text[match.end() :]
+    if any(ord(character) < 32 for character in unquote(rest)):  # noqa: PLR2004 - control characters
+        raise InvalidURLError("A database URL holds a control character, such as a line break")
+    _check_at_signs(rest)
+    options = _parse_with_libpq("postgresql://" + _map_ssl(rest))
+    return _from_options(options)
+
+
+def _check_at_signs(rest: str) -> None:
+    """Refuse what libpq reads otherwise than a person does: part of a password taken for host or name."""
+    authority, _, tail = rest.partition("/")
+    path = tail.partition("?")[0]
+    if "@" in path or authority.count("@") > 1:
+        raise InvalidURLError("A database URL has an '@' or '/' in user or password that is not percent-encoded")
+
+
+def _map_ssl(rest: str) -> str:
+    """Rename asyncpg's ``ssl`` to ``sslmode``; dropping it would drop the encryption (FAULTS 41)."""
+    head, mark, query = rest.partition("?")
+    if not mark or "@" in query.partition("/")[0] and "/" not in head:
+        return rest  # a "?" inside the password
+    pairs = []
+    for pair in query.split("&"):
+        name, equals, value = pair.partition("=")
+        if name == "ssl":
+            name, value = "sslmode", {"true": "require", "false": "disable"}.get(value.lower(), value)
+        pairs.append(f"{name}{equals}{value}")
+    return f"{head}?{'&'.join(pairs)}"
+
+
+def _parse_with_libpq(text: str) -> dict[str, str]:
+    reason = ""
+    try:
+        parsed = conninfo.conninfo_to_dict(text)
+    except psycopg.Error as error:
+        reason = str(error)
+    else:
+        return {name: str(value) for name, value in parsed.items() if value is not None}
+    # libpq's message repeats pieces of the URL (FAULTS 31), so it is neither shown nor chained.
+    if "invalid URI query parameter" in reason:
+        names = ", ".join(sorted(_known_parameters()))
+        raise InvalidURLError(
+            "A database URL has an unknown parameter after '?'", hint=f"libpq's parameters are: {names}."
+        )
+    if "percent-encoded" in reason:
+        raise InvalidURLError("A database URL has a '%' or a space that is not percent-encoded")
+    raise InvalidURLError("A database URL cannot be parsed")
+
+
+def _known_parameters() -> set[str]:
+    return {option.keyword.decode() for option in pq.Conninfo.get_defaults()} - set(_REFUSED_PARAMETERS)
+
+
+def _from_options(options: dict[str, str]) -> DatabaseURL:
+    host, port = options.pop("host", ""), options.pop("port", "")
+    if "," in host or "," in port or "," in options.get("hostaddr", ""):
+        raise InvalidURLError("A database URL names several hosts; one only is supported")
+    for name, reason in _REFUSED_PARAMETERS.items():
+        if name in options:
+            raise InvalidURLError(f"The parameter {name!r} is not supported in a database URL: {reason}")
+    if options.get("sslmode", "prefer") not in _SSL_MODES:
+        raise InvalidURLError(f"The value of sslmode is not one of {', '.join(_SSL_MODES)}")
+    if port and not (port.isascii() and port.isdigit()):
+        raise InvalidURLError(
+            "The port of a database URL is not a number (a '/' or ':' of the password must be percent-encoded)"
+        )
+    database = options.pop("dbname", "")
+    if not database:
+        raise InvalidURLError(
+            "A database URL names no database",
+            hint="Add its name at the end: postgresql://USER@HOST:PORT/DATABASE.",
+        )
+    return DatabaseURL(
+        host=host,
+        port=int(port) if port else None,
+        user=options.pop("user", "") or _account_name(),
+        password=options.pop("password", None) or None,
+        database=database,
+        parameters=tuple(sorted(options.items())),
+    )
+
+
+def _check_host(host: str) -> None:
+    if "@" in host:
+        # Either a piece of a password or an abstract socket; the text must not show it.
+        raise InvalidURLError("The host of a database URL holds an '@'; in a password it must be written %40")
+    if any(character.isspace() or ord(character) < 32 for character in host):  # noqa: PLR2004
+        if not host.startswith("/"):
+            raise InvalidURLError("The host of a database URL holds a space or control character")
+
+
+def _check_socket_path(directory: str, port: int) -> None:
+    size_bytes = len(os.fsencode(f"{directory}/.s.PGSQL.{port}"))
+    if size_bytes > SOCKET_PATH_LIMIT_BYTES:
+        raise InvalidURLError(
+            f"The socket path of a database URL has {size_bytes} bytes; the system takes {SOCKET_PATH_LIMIT_BYTES}",
+            found=f"Socket directory: {directory}",
+            hint="Use a shorter socket directory (a temporary one under /tmp), or connect by 127.0.0.1.",
+        )
+
+
+def _account_name() -> str:
+    """Name of the operating-system account, as libpq takes it: not from $USER or $PGUSER."""
+    try:
+        import pwd  # noqa: PLC0415 - does not exist on Windows
+
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except ImportError:
+        return getpass.getuser()
+    except KeyError:
+        raise InvalidURLError(
+            "A database URL names no user, and this operating-system account has no name",
+            found=f"User id: {os.geteuid()}",
+        ) from None
+
+
+def _parameters_for_asyncpg(parameters: dict[str, str]) -> dict[str, str]:
+    """Translate libpq parameters into asyncpg's; one without a counterpart is refused, not dropped."""
+    renamed = {"sslmode": "ssl", "connect_timeout": "timeout"}
+    ignorable = {"keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"}
+    result = {}
+    for name, value in parameters.items():
+        if name in renamed:
+            result[renamed[name]] = value
+        elif name not in ignorable | {"client_encoding", "application_name", "fallback_application_name"}:
+            raise InvalidURLError(f"The parameter {name!r} has no counterpart in asyncpg")
+    return result
