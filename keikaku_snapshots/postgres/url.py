@@ -62,7 +62,18 @@ _REFUSED_PARAMETERS = {
 }
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 #: Read by libpq at connect time and not overridable by any option.
-_UNOVERRIDABLE_VARIABLES = ("PGSERVICE", "PGTZ", "PGDATESTYLE", "PGGEQO")
+_UNOVERRIDABLE_VARIABLES = (
+    "PGSERVICE",
+    "PGTZ",
+    "PGDATESTYLE",
+    "PGGEQO",
+    "PGSSLCERTMODE",
+    "PGREQUIREAUTH",
+    "PGMINPROTOCOLVERSION",
+    "PGMAXPROTOCOLVERSION",
+)
+#: Options that libpq refuses when they are empty, and that have no value for "not given".
+_WITHOUT_NEUTRAL_VALUE = ("service", "sslcertmode", "require_auth", "min_protocol_version", "max_protocol_version")
 _environment_lock = threading.RLock()
 
 
@@ -320,7 +331,7 @@ def _neutral_options() -> tuple[tuple[str, Any], ...]:
     """Return every libpq option that has an environment variable, with its built-in default."""
     options: dict[str, Any] = {}
     for option in pq.Conninfo.get_defaults():
-        if option.envvar and option.keyword != b"service":
+        if option.envvar and option.keyword.decode() not in _WITHOUT_NEUTRAL_VALUE:
             options[option.keyword.decode()] = (option.compiled or b"").decode()
     options["connect_timeout"] = DEFAULT_CONNECT_TIMEOUT_S
     options["client_encoding"] = "UTF8"
@@ -329,7 +340,7 @@ def _neutral_options() -> tuple[tuple[str, Any], ...]:
 
 @contextlib.contextmanager
 def inherited_settings_hidden() -> Iterator[None]:
-    """Hide the four ``PG*`` variables that no libpq option can override, while a connection begins.
+    """Hide the ``PG*`` variables that no libpq option can override, while a connection begins.
 
     ``PGSERVICE`` makes libpq read a file; ``PGTZ``, ``PGDATESTYLE`` and ``PGGEQO`` change the
     session. Does nothing when none is set, which is the usual case.

@@ -1,0 +1,314 @@
+"""Connections: settings, limits, errors in our words, and when to try again."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import psycopg
+
+from keikaku_snapshots.postgres.failures import ServerReport, is_transient, report_of, translate
+from keikaku_snapshots.postgres.url import inherited_settings_hidden
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import tenacity
+
+    from keikaku_snapshots.postgres.url import DatabaseURL
+
+__all__ = [
+    "RetryPolicy",
+    "ServerInfo",
+    "ServerReport",
+    "connect",
+    "is_transient",
+    "report_of",
+    "retrying",
+    "retrying_async",
+    "server_info",
+    "translate",
+    "translated",
+]
+
+_log = logging.getLogger("keikaku_snapshots.postgres")
+
+#: A connection as this package uses it: rows are tuples.
+Connection: TypeAlias = "psycopg.Connection[tuple[Any, ...]]"
+
+#: Notice a dead peer within about a minute (FAULTS 99; libpq has no environment variables for these).
+KEEPALIVES: dict[str, int] = {
+    "keepalives": 1,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often and how patiently something transient is tried again."""
+
+    #: Tries in all, the first one included.
+    attempts: int = 3
+    #: Seconds before the second try.
+    wait_min_s: float = 2.0
+    #: Most seconds between two tries.
+    wait_max_s: float = 10.0
+    #: Seconds in all after which no further try is begun; None for no limit.
+    deadline_s: float | None = None
+
+
+#: One try only.
+NO_RETRY = RetryPolicy(attempts=1)
+
+
+def _tenacity_options(
+    policy: RetryPolicy,
+    should_retry: Callable[[BaseException], bool],
+    on_retry: Callable[[int, BaseException, float], None] | None,
+) -> dict[str, Any]:
+    import tenacity
+
+    def report(state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        wait_s = state.next_action.sleep if state.next_action else 0.0
+        if error is None:
+            return
+        _log.warning(
+            "try %d of %d failed (%s), next in %.1f s",
+            state.attempt_number, policy.attempts, type(error).__name__, wait_s,
+        )  # fmt: skip
+        if on_retry:
+            on_retry(state.attempt_number, error, wait_s)
+
+    stop: Any = tenacity.stop_after_attempt(policy.attempts)
+    if policy.deadline_s is not None:
+        # stop_after_delay would sleep past the deadline (FAULTS 96).
+        stop = stop | tenacity.stop_before_delay(policy.deadline_s)
+    return {
+        "stop": stop,
+        "wait": tenacity.wait_exponential_jitter(
+            initial=policy.wait_min_s, max=policy.wait_max_s, jitter=policy.wait_min_s / 2
+        ),
+        "retry": tenacity.retry_if_exception(lambda error: isinstance(error, Exception) and should_retry(error)),
+        "before_sleep": report,
+        "reraise": True,
+    }
+
+
+def retrying(
+    policy: RetryPolicy | None = None,
+    should_retry: Callable[[BaseException], bool] = is_transient,
+    on_retry: Callable[[int, BaseException, float], None] | None = None,
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+) -> tenacity.Retrying:
+    """Make the loop that tries a call again: ``retrying(policy)(call, argument)``.
+
+    Args:
+        policy: How often and how patiently; the default policy if None.
+        should_retry: Whether an error may pass; asked for `Exception` only, so
+            that KeyboardInterrupt ends the loop.
+        on_retry: Called before each wait with the number of the failed try, its
+            error and the seconds to wait.
+        sleep: What waits; tests put their own.
+
+    Returns:
+        A tenacity loop that raises the last error itself.
+    """
+    import tenacity
+
+    options = _tenacity_options(policy or RetryPolicy(), should_retry, on_retry)
+    return tenacity.Retrying(sleep=sleep, **options)
+
+
+def retrying_async(
+    policy: RetryPolicy | None = None,
+    should_retry: Callable[[BaseException], bool] = is_transient,
+    on_retry: Callable[[int, BaseException, float], None] | None = None,
+    *,
+    sleep: Callable[[float], Any] | None = None,
+) -> tenacity.AsyncRetrying:
+    """Make the awaitable twin of `retrying`.
+
+    Args:
+        policy: As for `retrying`.
+        should_retry: As for `retrying`.
+        on_retry: As for `retrying`.
+        sleep: Coroutine function that waits; asyncio's when None.
+
+    Returns:
+        A tenacity loop for coroutine functions.
+    """
+    import tenacity
+
+    options = _tenacity_options(policy or RetryPolicy(), should_retry, on_retry)
+    if sleep is not None:
+        options["sleep"] = sleep
+    return tenacity.AsyncRetrying(**options)
+
+
+@contextmanager
+def translated(url: DatabaseURL | None = None, doing: str = "") -> Iterator[None]:
+    """Raise the driver's errors of this block as errors of this library.
+
+    Args:
+        url: The connection, for its name and for redaction.
+        doing: What the block does, such as "counting rows".
+
+    Raises:
+        KeikakuError: In place of any `psycopg.Error`.
+    """
+    try:
+        yield
+    except psycopg.Error as error:
+        raise translate(error, url=url, doing=doing) from error
+
+
+def connect(  # noqa: PLR0913 - each is a setting of the session
+    url: DatabaseURL,
+    *,
+    database: str | None = None,
+    autocommit: bool = False,
+    application_name: str = "keikaku_snapshots",
+    connect_timeout_s: float = 10,
+    statement_timeout_s: float | None = None,
+    lock_timeout_s: float | None = None,
+    row_security: bool | None = None,
+    prepare_threshold: int | None = None,
+    retry: RetryPolicy | None = None,
+) -> Connection:
+    """Open a connection that depends on nothing but its arguments.
+
+    Inherited ``PG*`` variables have no effect; text is UTF-8; a peer that has
+    gone is noticed.
+
+    Args:
+        url: Where to.
+        database: Another database of the same server.
+        autocommit: Whether each statement is its own transaction.
+        application_name: What the server shows in pg_stat_activity.
+        connect_timeout_s: Seconds for each address of the host, at least 2.
+        statement_timeout_s: Seconds a statement may take; the server's setting
+            when None, no limit for 0.
+        lock_timeout_s: Seconds a statement may wait for a lock; as above.
+        row_security: False makes a query that row security would filter fail
+            in place of answering with fewer rows.
+        prepare_threshold: Runs after which psycopg prepares a statement; None
+            never does, which connection poolers and schema changes need.
+        retry: Tries when the server refuses or drops the connection; one try if None.
+
+    Returns:
+        The connection.
+
+    Raises:
+        ConnectError: The server cannot be reached or has no such database.
+        AuthenticationError: It refuses the role or password.
+        AccessDeniedError: The role may not connect to this database.
+    """
+    if database is not None:
+        url = url.with_database(database)
+    arguments: dict[str, Any] = dict(url.connect_arguments())
+    given = dict(url.parameters)
+    arguments.update({name: value for name, value in KEEPALIVES.items() if name not in given})
+    if "connect_timeout" not in given:
+        arguments["connect_timeout"] = max(2, round(connect_timeout_s))
+    arguments["application_name"] = application_name
+    arguments["client_encoding"] = "UTF8"
+    settings = _session_settings(statement_timeout_s, lock_timeout_s, row_security)
+
+    def attempt() -> Connection:
+        connection = _open(arguments, prepare_threshold)
+        try:
+            if settings:
+                _apply(connection, settings)
+            connection.autocommit = autocommit
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    try:
+        return retrying(retry)(attempt) if retry is not None else attempt()
+    except (psycopg.Error, OSError) as error:
+        raise translate(error, url=url, doing="connecting") from error
+
+
+def _session_settings(
+    statement_timeout_s: float | None, lock_timeout_s: float | None, row_security: bool | None
+) -> dict[str, str]:
+    settings: dict[str, str] = {}
+    if statement_timeout_s is not None:
+        settings["statement_timeout"] = str(round(statement_timeout_s * 1000))
+    if lock_timeout_s is not None:
+        settings["lock_timeout"] = str(round(lock_timeout_s * 1000))
+    if row_security is not None:
+        settings["row_security"] = "on" if row_security else "off"
+    return settings
+
+
+def _apply(connection: Connection, settings: dict[str, str]) -> None:
+    # After connecting and not in the startup packet: poolers refuse `options`.
+    calls = ", ".join("pg_catalog.set_config(%s, %s, false)" for _ in settings)
+    values = [text for pair in settings.items() for text in pair]
+    connection.execute(f"SELECT {calls}", values)  # type: ignore[call-overload]
+
+
+def _open(arguments: dict[str, Any], prepare_threshold: int | None) -> Connection:
+    with inherited_settings_hidden():
+        return psycopg.connect(autocommit=True, prepare_threshold=prepare_threshold, **arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What a server says of itself when a session begins."""
+
+    #: Version as a number, such as 150018.
+    version_num: int
+    #: Major version, such as 15.
+    major: int
+    #: Version in words, such as "15.18".
+    version: str
+    #: Host or socket directory of this connection.
+    host: str
+    #: Port of this connection.
+    port: int
+    #: Database of this connection.
+    database: str
+    #: Role of this connection.
+    user: str
+    #: Encoding of the database, such as "UTF8".
+    encoding: str
+    #: True for a role without limits.
+    is_superuser: bool
+
+
+def server_info(connection: Connection) -> ServerInfo:
+    """Tell what the server said when the session began; asks nothing again.
+
+    Args:
+        connection: An open connection.
+
+    Returns:
+        Version, names and encoding.
+    """
+    info = connection.info
+    number = info.server_version
+    version = (info.parameter_status("server_version") or "").partition(" ")[0]
+    return ServerInfo(
+        version_num=number,
+        major=number // 10_000,
+        version=version,
+        host=info.host,
+        port=info.port,
+        database=info.dbname,
+        user=info.user,
+        encoding=info.parameter_status("server_encoding") or "",
+        is_superuser=info.parameter_status("is_superuser") == "on",
+    )

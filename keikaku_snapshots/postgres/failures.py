@@ -1,0 +1,447 @@
+"""What a driver reports, turned into the errors of this library, once and at the edge.
+
+psycopg, asyncpg and SQLAlchemy around either of them are understood by the
+attributes of their exceptions, so that none of them has to be imported here.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from keikaku_snapshots import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from keikaku_snapshots.postgres.url import DatabaseURL
+
+#: SQLSTATEs of a connection that was lost or not yet possible; trying again may help.
+_LOST = frozenset({"57P01", "57P02", "57P03"})
+#: SQLSTATEs that another try of one single call may not meet again (FAULTS 3.9).
+_CONTENTION = frozenset({"40001", "40P01", "53300", "55P03"})
+#: How libpq, the operating system and the drivers word a connection that was refused or lost.
+#: Connection errors carry no SQLSTATE before the session begins, so their text is all there is.
+_TRANSIENT_TEXT = re.compile(
+    r"connection refused|connection reset|connection timed out|connection timeout expired"
+    r"|server closed the connection|terminating connection|the connection is (lost|closed)"
+    r"|connection (was|is) closed|broken pipe|could not receive data|could not send data"
+    r"|starting up|shutting down|in recovery mode|not yet accepting connections"
+    r"|起動中|起動しています|停止中|シャットダウン|サーバーが予期せず",
+    re.IGNORECASE,
+)
+_AUTHENTICATION_TEXT = re.compile(
+    r"authentication failed|no password supplied|no pg_hba\.conf entry|pg_hba\.conf rejects"
+    r"|role \".*\" does not exist|is not permitted to log in|authentication method"
+    r"|認証に失敗|pg_hba\.conf|ロール\".*\"は存在しません|ログインが許可されていません",
+    re.IGNORECASE,
+)
+_UNKNOWN_DATABASE_TEXT = re.compile(r"database \".*\" does not exist|データベース\".*\"は存在しません")
+_TOO_MANY_TEXT = re.compile(r"too many (clients|connections)|remaining connection slots|接続(数|枠)")
+_CONNECT_DENIED_TEXT = re.compile(r"permission denied for database|データベース.*(権限|アクセス)")
+#: "Key (a, b)=(1, 2)" of a constraint's detail, in whatever language the server speaks.
+_KEY = re.compile(r"\((?P<columns>.+?)\)=\((?P<values>.*)\)", re.DOTALL)
+_COPY_PLACE = re.compile(r"COPY (?P<table>[^,]+), line (?P<line>\d+)(?:, column (?P<column>[^:]+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerReport:
+    """The fields of a server's error message, whichever driver handed them over."""
+
+    #: SQLSTATE, or empty for an error that did not come from a server.
+    sqlstate: str = ""
+    #: Primary message, in the server's language.
+    message: str = ""
+    #: Detail line; may hold row data.
+    detail: str = ""
+    #: The server's own hint.
+    hint: str = ""
+    #: Where in a COPY or function it happened; may hold row data.
+    context: str = ""
+    #: Schema of the table concerned.
+    schema: str = ""
+    #: Table concerned.
+    table: str = ""
+    #: Column concerned.
+    column: str = ""
+    #: Constraint concerned.
+    constraint: str = ""
+
+    @property
+    def place(self) -> str:
+        """The table with its schema, where the server named one."""
+        if self.table and self.schema:
+            return f"{self.schema}.{self.table}"
+        return self.table
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, then what SQLAlchemy wrapped in it, outermost first."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        wrapped = getattr(current, "orig", None)
+        current = wrapped if isinstance(wrapped, BaseException) else current.__cause__
+
+
+def report_of(error: BaseException) -> ServerReport:
+    """Read what the server said from an exception of any driver.
+
+    Args:
+        error: An exception of psycopg or asyncpg, or SQLAlchemy's around one.
+
+    Returns:
+        The fields found; an empty report when no server spoke.
+    """
+    for candidate in _chain(error):
+        diagnostic = getattr(candidate, "diag", None)
+        if diagnostic is not None and getattr(diagnostic, "sqlstate", None):
+            return _read(diagnostic, "message_primary", "message_detail", "message_hint")
+        if isinstance(getattr(candidate, "sqlstate", None), str) and hasattr(candidate, "detail"):
+            return _read(candidate, "message", "detail", "hint")  # asyncpg
+    for candidate in _chain(error):
+        state = getattr(candidate, "sqlstate", None)
+        if isinstance(state, str):
+            return ServerReport(sqlstate=state, message=str(candidate))
+    return ServerReport()
+
+
+def _read(source: object, message: str, detail: str, hint: str) -> ServerReport:
+    def text(name: str) -> str:
+        value = getattr(source, name, None)
+        return value if isinstance(value, str) else ""
+
+    return ServerReport(
+        sqlstate=text("sqlstate"),
+        message=text(message),
+        detail=text(detail),
+        hint=text(hint),
+        context=text("context"),
+        schema=text("schema_name"),
+        table=text("table_name"),
+        column=text("column_name"),
+        constraint=text("constraint_name"),
+    )
+
+
+def is_transient(error: BaseException, *, single_call: bool = False) -> bool:
+    """Tell whether trying again may help, the work having been rolled back.
+
+    Connections refused, reset or lost, and a pool that gave none in time,
+    count; a wrong password, missing rights, a full disk or a fault of the
+    statement never do. Whether COMMIT had been sent is for the caller to
+    know: after it, nothing may be repeated.
+
+    Args:
+        error: What was raised, by a driver or by this library.
+        single_call: True for one call that stands alone; then a deadlock, a
+            serialization failure, a lock timeout and "too many connections"
+            count too.
+
+    Returns:
+        True if a fresh connection may succeed.
+    """
+    if not isinstance(error, Exception):
+        return False  # KeyboardInterrupt, SystemExit
+    if isinstance(error, errors.AuthenticationError | errors.OutcomeUnknownError):
+        return False
+    if isinstance(error, errors.KeikakuError) and "transient" in error.details:
+        return bool(error.details["transient"]) or (single_call and bool(error.details.get("contention")))
+    state = report_of(error).sqlstate
+    if state:
+        return state.startswith("08") or state in _LOST or (single_call and state in _CONTENTION)
+    return any(_is_transient_link(link, single_call=single_call) for link in _chain(error))
+
+
+def _is_transient_link(error: BaseException, *, single_call: bool) -> bool:
+    kind = type(error)
+    if isinstance(error, ConnectionRefusedError | ConnectionResetError | ConnectionAbortedError | BrokenPipeError):
+        return True
+    module = kind.__module__.partition(".")[0]
+    if kind.__name__ in {"PoolTimeout", "ConnectionTimeout"}:
+        return True
+    if module == "sqlalchemy" and kind.__name__ == "TimeoutError":
+        return True
+    if module not in {"psycopg", "psycopg_pool", "asyncpg", "sqlalchemy"}:
+        return False
+    text = str(error)
+    if _AUTHENTICATION_TEXT.search(text):
+        return False
+    if single_call and _TOO_MANY_TEXT.search(text):
+        return True
+    return bool(_TRANSIENT_TEXT.search(text))
+
+
+def translate(
+    error: BaseException,
+    *,
+    url: DatabaseURL | None = None,
+    doing: str = "",
+    batch: int | None = None,
+    table: str = "",
+    hint: str = "",
+) -> errors.KeikakuError:
+    """Turn what a driver raised into an error of this library.
+
+    Raise the result ``from`` the driver's error. Texts never hold the values
+    of a row: key and row are in ``details["key"]`` and ``details["row"]``.
+
+    Args:
+        error: What was raised.
+        url: The connection it happened on, for its name and for redaction.
+        doing: What was being done, such as "copying staffs".
+        batch: Number of the batch of rows, where rows were being written.
+        table: The table being written, used when the server names none.
+        hint: What to do, when the caller knows better than the error's class.
+
+    Returns:
+        The error to raise; one of ours is returned as it is.
+    """
+    if isinstance(error, errors.KeikakuError):
+        return error
+    report = report_of(error)
+    redact = url.redact if url is not None else str
+    where = url.location if url is not None else ""
+    context = _Context(redact=redact, where=where, doing=doing, batch=batch, table=table, hint=hint)
+    if report.sqlstate:
+        result = _from_state(report, context)
+    else:
+        result = _from_text(error, context)
+    result.details.setdefault("sqlstate", report.sqlstate)
+    result.details.setdefault("transient", is_transient(error))
+    result.details.setdefault("contention", is_transient(error, single_call=True))
+    return result
+
+
+class _Context:
+    """What the caller of `translate` knows, and how it goes into the text."""
+
+    def __init__(  # noqa: PLR0913 - one value per keyword of translate
+        self, *, redact: object, where: str, doing: str, batch: int | None, table: str, hint: str
+    ) -> None:
+        self._redact = redact
+        self.where = where
+        self.doing = doing
+        self.batch = batch
+        self.table = table
+        self.hint = hint
+
+    def redact(self, text: str) -> str:
+        return str(self._redact(text)) if callable(self._redact) else text
+
+    def what(self, sentence: str) -> str:
+        return f"{sentence} while {self.doing}" if self.doing else sentence
+
+    def found(self, *lines: str) -> str:
+        kept = [self.redact(line.strip()) for line in lines if line and line.strip()]
+        if self.where:
+            kept.append(f"Database: {self.where}")
+        return "\n".join(kept)
+
+    def build(
+        self, kind: type[errors.KeikakuError], sentence: str, *lines: str, hint: str = "", **fields: object
+    ) -> errors.KeikakuError:
+        return kind(self.what(sentence), found=self.found(*lines), hint=self.hint or hint, **fields)
+
+
+#: SQLSTATE or its class → (error, sentence, hint). The longest match wins.
+_BY_STATE: dict[str, tuple[type[errors.KeikakuError], str, str]] = {
+    "08": (errors.ConnectError, "The connection to the server was lost", ""),
+    "28": (errors.AuthenticationError, "The server refused the role or its password", ""),
+    "3D000": (
+        errors.ConnectError,
+        "The database does not exist",
+        "Create it (createdb NAME), or correct the name in the database URL.",
+    ),
+    "53300": (
+        errors.ConnectError,
+        "The server has no free connection",
+        "Close connections that are not needed, or raise max_connections.",
+    ),
+    "57P01": (errors.ConnectError, "The server ended the connection", ""),
+    "57P02": (errors.ConnectError, "The server crashed and ended the connection", ""),
+    "57P03": (errors.ConnectError, "The server does not accept connections yet", ""),
+    "57P04": (errors.ConnectError, "The database was dropped under the connection", ""),
+    "57P05": (errors.ConnectError, "The server ended the connection because it was idle", ""),
+    "57014": (errors.OperationTimeoutError, "The server cancelled the statement", ""),
+    "25P03": (errors.OperationTimeoutError, "The server ended a transaction that was idle too long", ""),
+    "25P04": (errors.OperationTimeoutError, "The server ended a transaction that took too long", ""),
+    "55P03": (errors.DatabaseInUseError, "A lock was not granted in time", ""),
+    "55006": (errors.DatabaseInUseError, "The database is in use by other sessions", ""),
+    "40001": (
+        errors.DatabaseInUseError,
+        "Another transaction changed the same rows",
+        "Run it again; another session works on these tables.",
+    ),
+    "40P01": (
+        errors.DatabaseInUseError,
+        "Two transactions waited for each other (deadlock)",
+        "Run it again; another session works on these tables.",
+    ),
+    "42501": (errors.AccessDeniedError, "The role lacks a right", ""),
+    "25006": (
+        errors.AccessDeniedError,
+        "The database is read-only",
+        "Use the primary server, and check default_transaction_read_only of database and role.",
+    ),
+    "53100": (
+        errors.DiskFullError,
+        "The server's disk is full",
+        "Free space on the database server, then run it again.",
+    ),
+    "53200": (
+        errors.KeikakuError,
+        "The server ran out of memory",
+        "If the message names max_locks_per_transaction, raise it and restart the server.",
+    ),
+    "42P01": (errors.UsageError, "A table is missing in the database", "Run the migrations first."),
+    "42703": (errors.UsageError, "A column is missing in the database", "Run the migrations first."),
+    "3F000": (errors.UsageError, "A schema is missing in the database", "Run the migrations first."),
+    "42P04": (errors.UsageError, "A database of this name exists already", "Use another name."),
+    "22": (errors.DataError, "The server refused a value", ""),
+    "23": (errors.DataError, "A constraint refused a row", ""),
+    "428C9": (errors.DataError, "A generated column cannot be written", ""),
+}
+_CONSTRAINTS: dict[str, tuple[type[errors.DataError], str]] = {
+    "23001": (errors.ForeignKeyError, "Other rows still refer to this row"),
+    "23502": (errors.NotNullError, "A column that must have a value got none"),
+    "23503": (errors.ForeignKeyError, "A row refers to a row that does not exist"),
+    "23505": (errors.UniqueError, "A value that must be unique exists already"),
+    "23514": (errors.CheckError, "A check constraint refused a row"),
+    "23P01": (errors.UniqueError, "A row overlaps with one that exists already"),
+}
+
+
+def _from_state(report: ServerReport, context: _Context) -> errors.KeikakuError:
+    if report.sqlstate in _CONSTRAINTS:
+        return _constraint_error(report, context)
+    for key in (report.sqlstate, report.sqlstate[:2]):
+        if key in _BY_STATE:
+            kind, sentence, hint = _BY_STATE[key]
+            break
+    else:
+        kind, sentence, hint = errors.KeikakuError, "The server refused the statement", report.hint
+    message = report.message
+    fields: dict[str, object] = {"detail": report.detail, "context": report.context}
+    if kind is errors.DataError:
+        # "invalid input syntax for type integer: "…"" repeats the value.
+        fields["server_message"] = message
+        message = message.partition(': "')[0]
+    lines = [f"Server: {message} (SQLSTATE {report.sqlstate})"]
+    if kind is errors.DataError:
+        lines += _place_lines(report, context, fields)
+    return context.build(kind, sentence, *lines, hint=hint, **fields)
+
+
+def _place_lines(report: ServerReport, context: _Context, fields: dict[str, object]) -> list[str]:
+    """Table, column, line and batch, as far as they are known, also into ``fields``."""
+    table, column = report.place or context.table, report.column
+    lines: list[str] = []
+    place = _COPY_PLACE.search(report.context)
+    if place:
+        table = table or place["table"].strip()
+        column = column or (place["column"] or "").strip()
+        fields["line"] = int(place["line"])
+    fields.update(table=table, column=column, constraint=report.constraint, batch=context.batch)
+    if table:
+        lines.append(f"Table: {table}")
+    if report.constraint:
+        lines.append(f"Constraint: {report.constraint}")
+    if column:
+        lines.append(f"Column: {column}")
+    if context.batch is not None:
+        lines.append(f"Batch: {context.batch}")
+    return lines
+
+
+def _constraint_error(report: ServerReport, context: _Context) -> errors.KeikakuError:
+    kind, sentence = _CONSTRAINTS[report.sqlstate]
+    fields: dict[str, object] = {"server_message": report.message, "context": report.context}
+    key = _KEY.search(report.detail)
+    columns = key["columns"] if key else ""
+    other = ""
+    if key:
+        fields["key"] = key["values"]
+        named = re.search(r'"([^"]+)"', report.detail.replace(key.group(0), ""))
+        other = named.group(1) if named else ""
+    elif report.detail:
+        fields["row"] = report.detail  # "Failing row contains (…)" of a check or not-null constraint
+    lines = _place_lines(report, context, fields)
+    if columns and not report.column:
+        fields["column"] = columns
+        lines.insert(len(lines) - (context.batch is not None), f"Column: {columns}")
+    hint = ""
+    if kind is errors.ForeignKeyError and other:
+        fields["references"] = other
+        if _still_referenced(report, other):
+            sentence = "Other rows still refer to this row"
+            hint = f"Delete or re-point the rows of {other} first."
+        else:
+            lines.append(f"Refers to: {other}")
+    if kind is errors.CheckError:
+        hint = "Correct the generator of this table so that the check above holds."
+    return context.build(kind, sentence, *lines, hint=hint, **fields)
+
+
+def _still_referenced(report: ServerReport, other: str) -> bool:
+    """Whether a parent row was removed, in contrast to a child row that came too early.
+
+    The server names the referring table in both cases; in this one the detail
+    line names it too. A table that refers to itself needs the words.
+    """
+    absent = "is not present" in report.detail or "存在しません" in report.detail
+    return report.sqlstate == "23001" or (other == report.table and not absent)
+
+
+def _from_text(error: BaseException, context: _Context) -> errors.KeikakuError:
+    """Errors without a SQLSTATE: before a session began, or from the operating system."""
+    text = str(error).strip()
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return context.build(errors.DiskFullError, "The disk is full", text)
+    if _AUTHENTICATION_TEXT.search(text):
+        return context.build(errors.AuthenticationError, "The server refused the role or its password", text)
+    if _UNKNOWN_DATABASE_TEXT.search(text):
+        _, sentence, hint = _BY_STATE["3D000"]
+        return context.build(errors.ConnectError, sentence, text, hint=hint)
+    if _CONNECT_DENIED_TEXT.search(text):
+        return context.build(
+            errors.AccessDeniedError,
+            "The role may not connect to the database",
+            text,
+            hint="Grant it: GRANT CONNECT ON DATABASE … TO …, or use another role.",
+        )
+    if _TOO_MANY_TEXT.search(text):
+        _, sentence, hint = _BY_STATE["53300"]
+        return context.build(errors.ConnectError, sentence, text, hint=hint)
+    if _is_connection_error(error):
+        return context.build(errors.ConnectError, _connect_sentence(error, text), text)
+    if isinstance(error, TimeoutError):
+        return context.build(errors.OperationTimeoutError, "The step took too long", text)
+    kind = type(error).__name__
+    return context.build(errors.KeikakuError, "The database driver failed", f"{kind}: {text}")
+
+
+def _is_connection_error(error: BaseException) -> bool:
+    if any(isinstance(link, ConnectionError) for link in _chain(error)) or is_transient(error):
+        return True
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"OperationalError", "gaierror", "InterfaceError", "ConnectionDoesNotExistError"})
+
+
+def _connect_sentence(error: BaseException, text: str) -> str:
+    lowered = text.lower()
+    if "refused" in lowered:
+        return "The server refused the connection"
+    if type(error).__name__ == "ConnectionTimeout" or "timeout" in lowered or "timed out" in lowered:
+        return "The server did not answer in time"
+    if "resolve" in lowered or "name or service" in lowered or type(error).__name__ == "gaierror":
+        return "The server's host name is not known"
+    if "ssl" in lowered:
+        return "No encrypted connection could be made"
+    if "closed" in lowered or "lost" in lowered or "reset" in lowered:
+        return "The connection to the server was lost"
+    return "The server cannot be reached"
