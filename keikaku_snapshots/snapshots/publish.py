@@ -1,0 +1,241 @@
+"""The order in which files appear and go, so that a crash at any instant leaves only whole snapshots.
+
+A snapshot begins to exist with the rename of its manifest and ends with the
+rename of its manifest; everything else happens before or after (FAULTS 3.4).
+All functions here are called with the directory lock held.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from keikaku_snapshots.errors import SnapshotCorruptError, SnapshotExistsError, SnapshotInUseError
+from keikaku_snapshots.snapshots.directory import SnapshotDirectory, canonical_name, identity, lstat
+from keikaku_snapshots.snapshots.files import move_without_clobber, open_regular, temporary_path
+from keikaku_snapshots.snapshots.lock import holders
+from keikaku_snapshots.snapshots.manifest import Manifest, Snapshot
+from keikaku_snapshots.snapshots.names import MANIFEST_SUFFIX
+
+_logger = logging.getLogger("keikaku_snapshots.snapshots")
+
+
+def publish_new(directory: SnapshotDirectory, source: Path, manifest: Manifest) -> None:
+    """Make a complete, synced temporary file a snapshot; on any error nothing has appeared.
+
+    Args:
+        directory: Where.
+        source: The data under its temporary name, in that directory.
+        manifest: Its manifest.
+
+    Raises:
+        SnapshotExistsError: A file of this name is there.
+        OSError: A file operation failed.
+    """
+    files = directory.files
+    data = directory.path / canonical_name(manifest)
+    beside = data.with_name(data.name + MANIFEST_SUFFIX)
+    if lstat(data) or lstat(beside):
+        raise _exists(manifest, data)
+    mine = identity(source)
+    note = _write_manifest(directory, manifest)
+    try:
+        try:
+            move_without_clobber(files, source, data)
+        except FileExistsError as error:
+            raise _exists(manifest, data) from error
+        files.replace(note, beside)
+        files.fsync_directory(directory.path)
+    except BaseException:
+        _take_back(directory, data, beside, note, mine)
+        raise
+    remove_quietly(directory, source)
+
+
+def publish_over(directory: SnapshotDirectory, source: Path, manifest: Manifest, old: Snapshot) -> None:
+    """Replace a version by a complete, synced temporary file; at each instant one of the two is whole.
+
+    The manifest is switched to the new data under its temporary name (the
+    commit), then the data takes the lasting name, then the manifest says so.
+    A crash in between leaves the new version usable; `finish_replacement` ends it.
+
+    Raises:
+        SnapshotInUseError: The old version is being read.
+        OSError: A file operation failed before the new version was in place.
+    """
+    files = directory.files
+    beside = directory.path / (canonical_name(manifest) + MANIFEST_SUFFIX)
+    with locked_for_removal(old):
+        before = _content(beside)
+        note = _write_manifest(directory, replace(manifest, data_file=source.name))
+        try:
+            files.replace(note, beside)
+            files.fsync_directory(directory.path)
+        except BaseException:
+            remove_quietly(directory, note)
+            if _content(beside) != before:
+                _put_back(directory, beside, before)
+            raise
+        try:
+            finish_replacement(directory, replace(manifest, data_file=source.name))
+        except OSError as error:
+            _logger.warning(
+                "snapshot %s %s is complete; its file is renamed by the next command (%s)",
+                manifest.name,
+                manifest.version,
+                error,
+            )
+
+
+def finish_replacement(directory: SnapshotDirectory, manifest: Manifest) -> None:
+    """Give the data of a replaced version its lasting name.
+
+    Raises:
+        OSError: A file operation failed; the snapshot stays usable.
+    """
+    files = directory.files
+    data = directory.path / canonical_name(manifest)
+    interim = directory.path / manifest.data_file
+    if lstat(interim):
+        files.replace(interim, data)
+    rewrite_manifest(directory, replace(manifest, data_file=data.name))
+
+
+def rewrite_manifest(directory: SnapshotDirectory, manifest: Manifest) -> None:
+    """Replace a manifest in one step.
+
+    Raises:
+        OSError: A file operation failed; the manifest is as before, or the new one.
+    """
+    beside = directory.path / (canonical_name(manifest) + MANIFEST_SUFFIX)
+    note = _write_manifest(directory, manifest)
+    try:
+        directory.files.replace(note, beside)
+    except BaseException:
+        remove_quietly(directory, note)
+        raise
+    directory.files.fsync_directory(directory.path)
+
+
+def remove_snapshot(directory: SnapshotDirectory, snapshot: Snapshot) -> None:
+    """Remove a snapshot: first it ceases to exist, then its data goes.
+
+    The manifest is renamed, not unlinked: if the work stops here, the sweep
+    finds in it which data file was ours to remove.
+
+    Raises:
+        SnapshotInUseError: It is being read.
+        OSError: A file operation failed.
+    """
+    files = directory.files
+    beside = directory.path / (canonical_name(snapshot) + MANIFEST_SUFFIX)
+    with locked_for_removal(snapshot):
+        tombstone = temporary_path(directory.path, snapshot.name, "deleted")
+        if lstat(beside):
+            files.replace(beside, tombstone)
+            files.fsync_directory(directory.path)
+        files.unlink(snapshot.path)
+        if snapshot.path.name != canonical_name(snapshot):
+            files.unlink(directory.path / canonical_name(snapshot))
+        if lstat(tombstone):
+            files.unlink(tombstone)
+        files.fsync_directory(directory.path)
+
+
+@contextlib.contextmanager
+def locked_for_removal(snapshot: Snapshot) -> Iterator[None]:
+    """Hold the data file exclusively, so that no restore is reading or begins to read it.
+
+    Raises:
+        SnapshotInUseError: A restore reads it.
+    """
+    try:
+        try:
+            # Writable where possible: NFS gives exclusive locks on such descriptors only.
+            descriptor = open_regular(snapshot.path, writable=True)
+        except PermissionError:
+            descriptor = open_regular(snapshot.path)
+    except (FileNotFoundError, PermissionError, SnapshotCorruptError):
+        # No data, or nothing that anybody could be restoring.
+        yield
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SnapshotInUseError(
+                f"snapshot {snapshot.name} {snapshot.version} is being read", found=holders(descriptor)
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def remove_quietly(directory: SnapshotDirectory, path: Path) -> None:
+    """Remove a temporary name; when that fails the sweep does it later."""
+    try:
+        directory.files.unlink(path)
+    except OSError as error:
+        _logger.warning("temporary file %s could not be removed yet: %s", path.name, error)
+
+
+def _write_manifest(directory: SnapshotDirectory, manifest: Manifest) -> Path:
+    """Write a manifest under a temporary name and sync it."""
+    files = directory.files
+    content = manifest.to_json()
+    path = temporary_path(directory.path, manifest.name, "manifest")
+    descriptor = files.create(path)
+    try:
+        files.write(descriptor, content, path)
+        files.fsync(descriptor, path)
+    except BaseException:
+        remove_quietly(directory, path)
+        raise
+    finally:
+        os.close(descriptor)
+    return path
+
+
+def _take_back(
+    directory: SnapshotDirectory, data: Path, beside: Path, note: Path, mine: tuple[int, int] | None
+) -> None:
+    """Undo an unfinished publication, manifest first; never touches a file that is not ours."""
+    if lstat(note) is None:
+        remove_quietly(directory, beside)
+    if lstat(beside) is None and mine is not None and identity(data) == mine:
+        remove_quietly(directory, data)
+    remove_quietly(directory, note)
+
+
+def _put_back(directory: SnapshotDirectory, beside: Path, content: bytes | None) -> None:
+    """Bring back the manifest of the old version."""
+    if content is None:
+        remove_quietly(directory, beside)
+        return
+    path = temporary_path(directory.path, beside.name.removesuffix(MANIFEST_SUFFIX), "manifest")
+    try:
+        descriptor = directory.files.create(path)
+        try:
+            directory.files.write(descriptor, content, path)
+            directory.files.fsync(descriptor, path)
+        finally:
+            os.close(descriptor)
+        directory.files.replace(path, beside)
+    except OSError as error:
+        _logger.warning("the old manifest %s could not be put back: %s", beside.name, error)
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def _exists(manifest: Manifest, data: Path) -> SnapshotExistsError:
+    return SnapshotExistsError(f"snapshot {manifest.name} {manifest.version} exists already", found=str(data))

@@ -1,0 +1,133 @@
+"""A snapshot opened for reading: opened once, locked, checked on the same descriptor."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from keikaku_snapshots.errors import KeikakuError, LockBusyError, SnapshotCorruptError, SnapshotNotFoundError
+from keikaku_snapshots.progress import ProgressCallback
+from keikaku_snapshots.snapshots.directory import SnapshotDirectory, canonical_name, identity
+from keikaku_snapshots.snapshots.files import open_regular, translate_os_error
+from keikaku_snapshots.snapshots.hashing import FileHash, hash_descriptor
+from keikaku_snapshots.snapshots.lock import holders, wait_for_flock
+from keikaku_snapshots.snapshots.manifest import Snapshot
+
+#: A version can be replaced between looking and locking; each turn sees one replacement.
+_TURNS = 5
+
+
+class OpenSnapshot:
+    """A snapshot that nobody can delete or replace while it is open."""
+
+    def __init__(self, snapshot: Snapshot, descriptor: int) -> None:
+        #: The snapshot as it is on disk now.
+        self.snapshot = snapshot
+        self._descriptor = descriptor
+        self._status = os.fstat(descriptor)
+
+    @property
+    def path(self) -> Path:
+        """The data file, absolute."""
+        return self.snapshot.path
+
+    def fileno(self) -> int:
+        """Return the descriptor; pass it to the reading program, which then holds the lock too."""
+        return self._descriptor
+
+    def hash(self, *, progress: ProgressCallback | None = None) -> FileHash:
+        """Return checksum and size, from the open file."""
+        return hash_descriptor(self._descriptor, progress=progress, step="verify")
+
+    def check(self, *, progress: ProgressCallback | None = None) -> FileHash:
+        """Read the whole file and compare it with the manifest.
+
+        Raises:
+            SnapshotCorruptError: Size or checksum differ, or there is no manifest.
+        """
+        manifest = self.snapshot.manifest
+        if manifest is None:
+            raise SnapshotCorruptError(
+                f"snapshot {self.snapshot} has no usable manifest",
+                found=f"{self.path}: {self.snapshot.problem}",
+            )
+        found = self.hash(progress=progress)
+        if found.size_bytes != manifest.size_bytes:
+            raise SnapshotCorruptError(
+                f"snapshot {self.snapshot} does not have its size",
+                found=f"{self.path}: {found.size_bytes} bytes, the manifest says {manifest.size_bytes}.",
+            )
+        if found.sha256 != manifest.sha256:
+            raise SnapshotCorruptError(
+                f"snapshot {self.snapshot} was changed after it was made",
+                found=f"{self.path}: SHA-256 {found.sha256}, the manifest says {manifest.sha256}.",
+            )
+        return found
+
+    def check_unchanged(self) -> None:
+        """Make sure that nobody wrote to the file or replaced it since it was opened.
+
+        Raises:
+            SnapshotCorruptError: Somebody did.
+        """
+        now, then = os.fstat(self._descriptor), self._status
+        same = (now.st_size, now.st_mtime_ns) == (then.st_size, then.st_mtime_ns)
+        if not same or identity(self.path) != (then.st_dev, then.st_ino):
+            raise SnapshotCorruptError(
+                f"snapshot {self.snapshot} changed while it was read", found=str(self.path)
+            )
+
+
+@contextlib.contextmanager
+def open_snapshot(
+    directory: SnapshotDirectory, snapshot: Snapshot, *, wait_s: float, trust: bool
+) -> Iterator[OpenSnapshot]:
+    """Open a snapshot for reading; see `SnapshotStore.reading`."""
+    try:
+        current, descriptor = _open_locked(directory, snapshot, wait_s=wait_s, trust=trust)
+    except KeikakuError:
+        raise
+    except FileNotFoundError as error:
+        raise _gone(snapshot) from error
+    except OSError as error:
+        raise translate_os_error(error, doing=f"opening snapshot {snapshot}", path=snapshot.path) from error
+    try:
+        yield OpenSnapshot(current, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _open_locked(
+    directory: SnapshotDirectory, snapshot: Snapshot, *, wait_s: float, trust: bool
+) -> tuple[Snapshot, int]:
+    for _ in range(_TURNS):
+        current = directory.load(canonical_name(snapshot))
+        if current is None:
+            raise _gone(snapshot)
+        if not current.is_valid and not (trust and current.manifest is None):
+            raise SnapshotCorruptError(
+                f"snapshot {current} cannot be read", found=f"{current.path}: {current.problem}"
+            )
+        descriptor = open_regular(current.path)
+        try:
+            if not wait_for_flock(descriptor, shared=True, wait_s=wait_s):
+                raise LockBusyError(
+                    f"snapshot {current} is being deleted or replaced", found=holders(descriptor)
+                )
+            status = os.fstat(descriptor)
+            # Between looking and locking the file may have been deleted or
+            # replaced: only what is still at its place counts (FAULTS 10).
+            again = directory.load(canonical_name(snapshot))
+            if again == current and identity(current.path) == (status.st_dev, status.st_ino):
+                return current, descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+    raise LockBusyError(f"snapshot {snapshot} is replaced again and again")
+
+
+def _gone(snapshot: Snapshot) -> SnapshotNotFoundError:
+    return SnapshotNotFoundError(f"there is no snapshot {snapshot}", found=str(snapshot.path))

@@ -1,0 +1,498 @@
+"""The store: everything that is done to a snapshot directory, under the right locks.
+
+Three kinds of locks, so that a long nightly create blocks no restore: one for
+each snapshot name while a version of it is written; the directory lock for the
+milliseconds in which files appear or go; and a shared lock on the data file
+itself while it is read. The first two are files in ``.locks/`` that stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self, TypeAlias
+
+from keikaku_snapshots.errors import (
+    CreateFailedError,
+    KeikakuError,
+    ParameterTypeError,
+    RefusedError,
+    SnapshotExistsError,
+    SnapshotInUseError,
+    SnapshotNotFoundError,
+    UsageError,
+)
+from keikaku_snapshots.snapshots.directory import SnapshotDirectory, canonical_name, identity
+from keikaku_snapshots.snapshots.files import FileSystem, temporary_path, translate_os_error
+from keikaku_snapshots.snapshots.latest import LATEST_MODES, LatestLink, LatestMode
+from keikaku_snapshots.snapshots.lock import FileLock
+from keikaku_snapshots.snapshots.manifest import Manifest, Snapshot
+from keikaku_snapshots.snapshots.names import check_name, check_version, next_version
+from keikaku_snapshots.snapshots.publish import (
+    finish_replacement,
+    publish_new,
+    publish_over,
+    remove_quietly,
+    remove_snapshot,
+    rewrite_manifest,
+)
+from keikaku_snapshots.snapshots.reading import OpenSnapshot, open_snapshot
+from keikaku_snapshots.snapshots.sweep import sweep
+
+#: What lists return; named because a method of the store is called ``list``.
+Snapshots: TypeAlias = list[Snapshot]
+Paths: TypeAlias = list[Path]
+
+_logger = logging.getLogger("keikaku_snapshots.snapshots")
+
+#: Seconds to wait for the directory lock: it is held for milliseconds only, so
+#: a longer wait means that something is stuck.
+DIRECTORY_WAIT_S: Final = 10.0
+#: Seconds after which an unfinished file that nobody holds is taken for dead.
+DEFAULT_GRACE_S: Final = 3600.0
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Stage:
+    """A new file that is being written: temporary name, mode 0600, locked; a context manager.
+
+    Leaving it without `SnapshotStore.publish` removes the file.
+    """
+
+    def __init__(self, directory: SnapshotDirectory, name: str) -> None:
+        self._directory = directory
+        #: Name of the snapshot it is for.
+        self.name = name
+        #: Where to write; the file exists and is empty.
+        self.path = temporary_path(directory.path, name)
+        self._descriptor = directory.files.create(self.path)
+        with contextlib.suppress(OSError):
+            # So that no sweep takes it for dead. Where there are no locks the grace period does that.
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def fileno(self) -> int:
+        """Return the descriptor: to hash from, and to pass to the writing program.
+
+        A program that has it keeps the file from being swept after this process was killed.
+
+        Raises:
+            ValueError: The stage is closed.
+        """
+        if self._descriptor < 0:
+            raise ValueError("the stage is closed")
+        return self._descriptor
+
+    def unlock(self) -> None:
+        """Let others lock the file; done just before it becomes a snapshot."""
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Remove the file when it was not published; harmless when repeated."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            mine = os.fstat(descriptor)
+            os.close(descriptor)
+            if identity(self.path) == (mine.st_dev, mine.st_ino):
+                remove_quietly(self._directory, self.path)
+
+    def published(self) -> None:
+        """Close without removing anything."""
+        descriptor, self._descriptor = self._descriptor, -1
+        os.close(descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class SnapshotStore:
+    """A directory of snapshots.
+
+    Args:
+        directory: The directory; made with mode 0700 when something is first written.
+        latest_mode: ``symlink``, ``hardlink`` or ``copy``.
+        grace_s: Seconds before an unfinished file is taken for dead.
+        files: The seam for file operations; tests put failures there.
+        clock: The time, aware.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        latest_mode: LatestMode = "symlink",
+        grace_s: float = DEFAULT_GRACE_S,
+        files: FileSystem | None = None,
+        clock: Callable[[], datetime] = _now,
+    ) -> None:
+        if latest_mode not in LATEST_MODES:
+            raise UsageError(
+                f"latest_mode {latest_mode!r} is not known", found=f"known: {', '.join(LATEST_MODES)}"
+            )
+        #: The directory, absolute.
+        self.directory = Path(os.path.abspath(directory))  # noqa: PTH100 - links in the path are kept
+        self.grace_s = grace_s
+        self.clock = clock
+        self._files = files or FileSystem()
+        self._disk = SnapshotDirectory(self.directory, self._files)
+        self._latest = LatestLink(self._disk, latest_mode)
+
+    # -- reading -------------------------------------------------------------
+
+    def list(self, name: str | None = None) -> Snapshots:
+        """Return all snapshots, or those of one name, newest first.
+
+        Links are left out. A damaged one is listed with its problem, and so is
+        a data file without manifest; neither hides the others.
+
+        Raises:
+            AccessDeniedError: The directory cannot be read.
+        """
+        if name is not None:
+            check_name(name)
+        with self._translated("reading the snapshot directory"):
+            return self._disk.snapshots(name)
+
+    def find(self, name: str, version: str | None = None) -> Snapshot:
+        """Return the newest valid snapshot of a name, or an exact version, valid or not.
+
+        Raises:
+            SnapshotNotFoundError: There is none.
+        """
+        check_name(name)
+        if version is not None:
+            check_version(version)
+        found = self.list(name)
+        wanted = [item for item in found if (item.is_valid if version is None else item.version == version)]
+        if wanted:
+            return next((item for item in wanted if item.is_valid), wanted[0])
+        raise self._not_found(name, version, found)
+
+    def latest(self, name: str) -> Snapshot | None:
+        """Return the newest valid snapshot of a name, if there is one; never looks at the link."""
+        return next((item for item in self.list(name) if item.is_valid), None)
+
+    def reading(
+        self, snapshot: Snapshot, *, wait_s: float = 0.0, trust: bool = False
+    ) -> contextlib.AbstractContextManager[OpenSnapshot]:
+        """Open a snapshot for reading; while it is open it cannot be deleted or replaced.
+
+        Needs no right to write: works in a directory that is mounted read-only.
+
+        Args:
+            snapshot: What to read.
+            wait_s: Seconds to wait while it is being deleted or replaced.
+            trust: Read a file without manifest too.
+
+        Raises:
+            SnapshotNotFoundError: It is gone.
+            SnapshotCorruptError: It is damaged, or no regular file.
+            LockBusyError: It is being deleted or replaced.
+        """
+        return open_snapshot(self._disk, snapshot, wait_s=wait_s, trust=trust)
+
+    # -- writing -------------------------------------------------------------
+
+    def writing(self, name: str, *, operation: str = "create", wait_s: float = 0.0) -> FileLock:
+        """Return the lock of a snapshot name, not yet taken; hold it while a version of it is made.
+
+        Raises:
+            LockBusyError: On taking it: another process makes one of this name.
+        """
+        check_name(name)
+        self.prepare()
+        return FileLock(
+            self._lock_path(f"name.{name}"), subject=f"snapshot {name!r}", operation=operation, wait_s=wait_s
+        )
+
+    def prepare(self) -> None:
+        """Make the directory and its ``.locks`` folder, mode 0700, when they are missing.
+
+        Raises:
+            AccessDeniedError: Not allowed.
+            RefusedError: There is something else of that name.
+        """
+        with self._translated("making the snapshot directory"):
+            for path in (self.directory, self.directory / ".locks"):
+                try:
+                    if not path.is_dir():
+                        self._files.before("mkdir", path)
+                        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                except (FileExistsError, NotADirectoryError) as error:
+                    raise RefusedError(
+                        "the snapshot directory is not a directory",
+                        found=str(path),
+                        hint="Use another --snapshot-dir.",
+                    ) from error
+            # Somebody else's link would let locks and new files land elsewhere.
+            if (self.directory / ".locks").is_symlink():
+                raise RefusedError("the lock folder is a link", found=str(self.directory / ".locks"))
+
+    def next_version(self, name: str, now: datetime | None = None) -> str:
+        """Return the version for a snapshot begun now: sorts after every other of its name.
+
+        Hold the name's lock, so that nobody else gets the same.
+        """
+        found = self.list(name)
+        return next_version(now or self.clock(), max((item.order for item in found), default=None))
+
+    def check_free(self, name: str, version: str, *, overwrite: bool = False) -> None:
+        """Refuse a version that exists, before any work is done.
+
+        Raises:
+            SnapshotExistsError: It exists, and ``overwrite`` is off.
+        """
+        check_version(version)
+        found = next((item for item in self.list(name) if item.version == version), None)
+        if found is not None and not overwrite:
+            raise SnapshotExistsError(f"snapshot {name} {version} exists already", found=str(found.path))
+
+    def stage(self, name: str, suffix: str) -> Stage:
+        """Make a new temporary file in the directory, to be filled and published.
+
+        Raises:
+            RefusedError: The place of the ``latest`` link is taken by a foreign file.
+            DiskFullError: No room, no inodes.
+            AccessDeniedError: Not allowed.
+        """
+        check_name(name)
+        self.prepare()
+        with self._translated(f"beginning snapshot {name!r}"):
+            self._latest.check(name, suffix)
+            return Stage(self._disk, name)
+
+    def publish(self, stage: Stage, manifest: Manifest, *, overwrite: bool = False) -> Snapshot:
+        """Make a staged file a snapshot and move the ``latest`` link, in the order of FAULTS 3.4.
+
+        Args:
+            stage: The complete file; its writer has ended.
+            manifest: What is known of it; sequence and data file are filled in here.
+            overwrite: Replace the version if it exists.
+
+        Returns:
+            The snapshot. That the link could not be moved is only logged: it is
+            computed again by the next command.
+
+        Raises:
+            SnapshotExistsError: The version exists and ``overwrite`` is off.
+            SnapshotInUseError: The version to replace is being read.
+            DiskFullError: No room; nothing has appeared.
+            CreateFailedError: A file operation failed; nothing has appeared.
+        """
+        with self._translated(f"publishing snapshot {manifest.name!r}"):
+            self._check_stage(stage, manifest)
+            self._files.fsync(stage.fileno(), stage.path)
+            with self._directory_lock(f"publish {manifest.name} {manifest.version}"):
+                self._latest.check(manifest.name, manifest.suffix)
+                others = self._disk.snapshots(manifest.name)
+                same = [item for item in others if item.version == manifest.version]
+                if same and not overwrite:
+                    raise SnapshotExistsError(
+                        f"snapshot {manifest.name} {manifest.version} exists already", found=str(same[0].path)
+                    )
+                highest = max((item.manifest.sequence for item in others if item.manifest), default=0)
+                manifest = replace(manifest, data_file=canonical_name(manifest), sequence=highest + 1)
+                stage.unlock()
+                self._put_in_place(stage, manifest, same)
+                stage.published()
+                self._refresh_link_or_log(manifest.name)
+                published = self._disk.load(manifest.data_file)
+        if published is None or not published.is_valid:
+            problem = published.problem if published else "it is gone"
+            raise CreateFailedError(f"snapshot {manifest.name} {manifest.version} is damaged: {problem}")
+        return published
+
+    def delete(self, snapshot: Snapshot) -> None:
+        """Delete a snapshot: the link moves first, then the manifest goes, then the data.
+
+        Raises:
+            SnapshotInUseError: A restore reads it.
+            SnapshotNotFoundError: It is gone already.
+            LockBusyError: The directory is locked for long.
+        """
+        doing = f"deleting snapshot {snapshot.name} {snapshot.version}"
+        with self._translated(doing), self._directory_lock(doing):
+            self._delete(snapshot)
+
+    def delete_old(self, name: str, keep_count: int = 3, *, dry_run: bool = False) -> Snapshots:
+        """Delete all but the newest valid snapshots of a name.
+
+        Damaged ones neither count nor go; pinned ones and those being
+        restored stay.
+
+        Args:
+            name: Exactly this name; ``app`` never touches ``app2``.
+            keep_count: How many to keep, at least 1.
+            dry_run: Delete nothing.
+
+        Returns:
+            What was, or would be, deleted, newest first.
+        """
+        if isinstance(keep_count, bool) or not isinstance(keep_count, int):
+            raise ParameterTypeError(f"keep_count must be a whole number, not {type(keep_count).__name__}")
+        if keep_count < 1:
+            raise UsageError(f"keep_count must be at least 1, not {keep_count}")
+        check_name(name)
+        doing = f"deleting old snapshots of {name!r}"
+        if dry_run:
+            return old_ones(self.list(name), keep_count)
+        if not self.directory.is_dir():
+            return []
+        deleted = []
+        with self._translated(doing), self._directory_lock(doing):
+            for snapshot in old_ones(self._disk.snapshots(name), keep_count):
+                try:
+                    self._delete(snapshot)
+                except SnapshotInUseError as error:
+                    _logger.warning("%s %s is kept: %s", snapshot.name, snapshot.version, error.found)
+                    continue
+                deleted.append(snapshot)
+        return deleted
+
+    def sweep(self, *, dry_run: bool = False) -> Paths:
+        """Remove what dead processes left and bring every ``latest`` link up to date.
+
+        Returns:
+            The files that were, or would be, removed; never one that is not ours.
+        """
+        if not self.directory.is_dir():
+            return []
+        doing = "sweeping the snapshot directory"
+        with self._translated(doing), self._directory_lock(doing):
+            removed = sweep(self._disk, now_s=self.clock().timestamp(), grace_s=self.grace_s, dry_run=dry_run)
+            if not dry_run:
+                for name in sorted({item.name for item in self._disk.snapshots()}):
+                    self._refresh_link_or_log(name)
+        return removed
+
+    def change(self, snapshot: Snapshot, **changes: Any) -> Snapshot:
+        """Change what is recorded about a snapshot, such as ``pinned`` or ``tags``.
+
+        Raises:
+            SnapshotNotFoundError: It is gone, or has no manifest.
+        """
+        doing = f"changing snapshot {snapshot.name} {snapshot.version}"
+        with self._translated(doing), self._directory_lock(doing):
+            current = self._disk.load(canonical_name(snapshot))
+            if current is None or current.manifest is None:
+                raise self._not_found(snapshot.name, snapshot.version, self._disk.snapshots(snapshot.name))
+            rewrite_manifest(self._disk, replace(current.manifest, **changes))
+            changed = self._disk.load(canonical_name(snapshot))
+        return changed or snapshot
+
+    # -- inside --------------------------------------------------------------
+
+    def _put_in_place(self, stage: Stage, manifest: Manifest, same: Snapshots) -> None:
+        old = next((item for item in same if canonical_name(item) == manifest.data_file), None)
+        if old is None:
+            publish_new(self._disk, stage.path, manifest)
+        else:
+            if old.manifest and old.is_valid and old.manifest.data_file != manifest.data_file:
+                finish_replacement(self._disk, old.manifest)
+                old = self._disk.load(manifest.data_file) or old
+            publish_over(self._disk, stage.path, manifest, old)
+        for other in same:
+            # The same version in another format is replaced as well, once the new one is whole.
+            if canonical_name(other) != manifest.data_file:
+                self._delete(other)
+
+    def _check_stage(self, stage: Stage, manifest: Manifest) -> None:
+        """Refuse a stage whose file was swapped or is not what the manifest says."""
+        status = os.fstat(stage.fileno())
+        if identity(stage.path) != (status.st_dev, status.st_ino):
+            raise CreateFailedError(
+                "the temporary file was replaced while it was written",
+                found=str(stage.path),
+                hint="Keep others from writing in the snapshot directory (chmod 700).",
+            )
+        if stage.name != manifest.name:
+            raise UsageError(f"the stage is for {stage.name!r}, the manifest for {manifest.name!r}")
+        if status.st_size != manifest.size_bytes:
+            raise CreateFailedError(
+                "the temporary file changed after it was checked",
+                found=f"{stage.path}: {status.st_size} bytes, expected {manifest.size_bytes}.",
+            )
+
+    def _delete(self, snapshot: Snapshot) -> None:
+        current = self._disk.load(canonical_name(snapshot))
+        if current is None:
+            raise self._not_found(snapshot.name, snapshot.version, self._disk.snapshots(snapshot.name))
+        # Looked at before the link moves: a refused deletion changes nothing.
+        self._refresh_link_or_log(snapshot.name, without=current)
+        try:
+            remove_snapshot(self._disk, current)
+        except SnapshotInUseError:
+            self._refresh_link_or_log(snapshot.name)
+            raise
+
+    def _refresh_link_or_log(self, name: str, without: Snapshot | None = None) -> None:
+        """Let every link of a name point to the newest valid version; failing is no reason to fail."""
+        found = [item for item in self._disk.snapshots(name) if without is None or item.path != without.path]
+        for suffix in {item.suffix for item in found} | ({without.suffix} if without else set()):
+            newest = next((item for item in found if item.is_valid and item.suffix == suffix), None)
+            try:
+                self._latest.refresh(name, suffix, newest)
+            except (OSError, KeikakuError) as error:
+                _logger.warning("the link to the latest %s was not updated: %s", name, error)
+
+    def _directory_lock(self, operation: str) -> FileLock:
+        self.prepare()
+        return FileLock(
+            self._lock_path("directory"),
+            subject=f"snapshot directory {self.directory}",
+            operation=operation,
+            wait_s=DIRECTORY_WAIT_S,
+        )
+
+    def _lock_path(self, what: str) -> Path:
+        return self.directory / ".locks" / f"{what}.lock"
+
+    def _not_found(self, name: str, version: str | None, found: Snapshots) -> SnapshotNotFoundError:
+        if version is not None:
+            what = f"there is no snapshot {name} {version}"
+            versions = ", ".join(item.version for item in found[:10])
+            return SnapshotNotFoundError(
+                what,
+                found=f"{self.directory} has these versions of it: {versions}."
+                if found
+                else f"in {self.directory}",
+            )
+        if not found:
+            return SnapshotNotFoundError(f"there is no snapshot {name!r}", found=f"in {self.directory}")
+        lines = "\n".join(f"  {item.version}: {item.problem}" for item in found[:10])
+        return SnapshotNotFoundError(
+            f"there is no valid snapshot {name!r}", found=f"{self.directory} has:\n{lines}"
+        )
+
+    @contextlib.contextmanager
+    def _translated(self, doing: str) -> Iterator[None]:
+        """Turn system errors into the library's."""
+        try:
+            yield
+        except KeikakuError:
+            raise
+        except OSError as error:
+            raise translate_os_error(error, doing=doing, path=self.directory) from error
+
+
+def old_ones(snapshots: list[Snapshot], keep_count: int) -> list[Snapshot]:
+    """Return which snapshots of one name go when ``keep_count`` valid ones are kept, newest first."""
+    valid = sorted(
+        (item for item in snapshots if item.is_valid), key=lambda item: item.sort_key, reverse=True
+    )
+    return [item for item in valid[max(1, keep_count) :] if not item.pinned]
