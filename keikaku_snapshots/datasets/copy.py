@@ -2,7 +2,7 @@
 
 `copy_rows` is the one way in; `generate` and the ``bulk_create_*`` functions use it::
 
-    def unit(owned: bool) -> Steps[int]:
+    def unit(attempt: Attempt) -> Steps[int]:
         return (yield from copy_rows("offices", ("id", "name"), lambda: rows, batch_size=500))
 """
 
@@ -11,10 +11,10 @@ from __future__ import annotations
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 from keikaku_snapshots.datasets.dataset import Row, check_count
 from keikaku_snapshots.datasets.encoding import Kind, encode_rows
@@ -22,6 +22,9 @@ from keikaku_snapshots.datasets.steps import Copy, Steps
 from keikaku_snapshots.errors import DataError, KeikakuError, MemoryLimitError, ParameterTypeError
 from keikaku_snapshots.postgres.failures import report_of, translate
 from keikaku_snapshots.progress import Progress, ProgressCallback
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 #: Rows of one COPY statement. Foreign keys are checked at the end of each, so this bounds the
 #: server's list of pending checks, and the time without progress that the stall limit must allow.
@@ -68,7 +71,9 @@ def memory_check(limit_mb: float | None) -> Callable[[], None]:
     if limit_mb is None:
         return lambda: None
     if not isinstance(limit_mb, int | float) or isinstance(limit_mb, bool):
-        raise ParameterTypeError(f"memory_limit_mb must be a number, not {type(limit_mb).__name__}: {limit_mb!r}")
+        raise ParameterTypeError(
+            f"memory_limit_mb must be a number, not {type(limit_mb).__name__}: {limit_mb!r}"
+        )
     import psutil
 
     process = psutil.Process()
@@ -194,7 +199,6 @@ def copy_blocks(
     Args:
         rows_again: Makes the same rows as values, to find a refused one.
     """
-    statement = copy_statement(table, columns, schema)
     counter = StepProgress(progress, f"copy {table}", total)
     source = iter(blocks())
     pending: list[Block] = []
@@ -215,23 +219,11 @@ def copy_blocks(
             break
         pending.append(first)
         try:
-            yield Copy(statement, lambda at=start: one_statement(at), stall_timeout_s)  # type: ignore[misc]
+            yield Copy(table, schema, tuple(columns), partial(one_statement, start), stall_timeout_s)
         except Exception as error:
             raise _explained(error, table, columns, rows_again, start, batch_size) from error
     counter.finish()
     return counter.done
-
-
-def copy_statement(table: str, columns: Sequence[str], schema: str | None = None) -> str:
-    """The COPY statement; UTF-8 whatever the client encoding of the connection is."""
-    target = quote_name(table) if schema is None else f"{quote_name(schema)}.{quote_name(table)}"
-    listed = ", ".join(map(quote_name, columns))
-    return f"COPY {target} ({listed}) FROM STDIN (FORMAT text, ENCODING 'UTF8')"
-
-
-def quote_name(name: str) -> str:
-    """The name as an SQL identifier."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _explained(

@@ -35,7 +35,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date
 from functools import lru_cache
 from importlib.metadata import entry_points
 from random import Random
@@ -45,6 +44,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from keikaku_snapshots.errors import ParameterTypeError, UnknownDatasetError, UnknownScaleError, UsageError
 
 if TYPE_CHECKING:
+    from datetime import date
     import sqlalchemy
 
 #: A value of a row. Text in PostgreSQL's own input form is the fast way ("t", "2026-01-31", '{"a": 1}');

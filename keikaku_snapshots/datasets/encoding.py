@@ -9,14 +9,16 @@ nothing is done per value. Measured against psycopg's ``write_row`` in
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
 from enum import Enum
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TYPE_CHECKING
 from uuid import UUID
 
 from keikaku_snapshots.errors import DataError, ParameterTypeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 #: How a column turns Python containers into text: as JSON, as an array, or not at all.
 Kind: TypeAlias = Literal["json", "array", "plain"]
@@ -81,7 +83,9 @@ def _encode_value(value: Any, name: str, kind: Kind) -> str:
             value = text_of(value, kind)
         except TypeError as error:
             what = f"Column {name!r} got a {type(value).__name__}, which is not converted to text"
-            raise ParameterTypeError(what, hint="Give the value as PostgreSQL writes it, as a str.") from error
+            raise ParameterTypeError(
+                what, hint="Give the value as PostgreSQL writes it, as a str."
+            ) from error
     _check_value(value, name)
     text: str = value.translate(_ESCAPES)
     return text

@@ -18,8 +18,6 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeVar
 
-from keikaku_snapshots.errors import KeikakuError, OutcomeUnknownError
-
 ResultT = TypeVar("ResultT")
 
 
@@ -35,14 +33,25 @@ class Execute:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """Send COPY text to the server; the answer is None."""
+    """Send COPY text (UTF-8, see `encoding`) to the server; the answer is None."""
 
-    #: The whole ``COPY … FROM STDIN`` statement.
-    statement: str
+    #: The table, not quoted.
+    table: str
+    #: Its schema; the search path decides when None.
+    schema: str | None
+    #: The columns, not quoted.
+    columns: tuple[str, ...]
     #: Makes the blocks of COPY text; each is written as it comes, none is kept.
     blocks: Callable[[], Iterable[bytes]]
     #: Seconds without a block taken by the server after which the statement is cancelled; None waits for ever.
     stall_timeout_s: float | None = 60.0
+
+    @property
+    def statement(self) -> str:
+        """The statement; it says UTF-8 because the connection's client encoding may be another one."""
+        listed = ", ".join(map(quote_name, self.columns))
+        target = qualified(self.schema, self.table)
+        return f"COPY {target} ({listed}) FROM STDIN WITH (FORMAT text, ENCODING 'UTF8')"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +66,7 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
-    """Undo everything since `Begin`; never raises."""
+    """Undo everything since `Begin`; never raises. The answer is False when the connection is gone for good."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,40 +148,11 @@ async def drive_async(steps: Steps[ResultT], target: AsyncTarget) -> ResultT:
         await target.close()
 
 
-def in_transaction(work: Callable[[bool], Steps[ResultT]]) -> Steps[ResultT]:
-    """Do the work in one transaction, or in a savepoint of the caller's.
-
-    Args:
-        work: Gets True when the transaction is the library's own.
-
-    Returns:
-        What the work returned; by then it is committed, or its savepoint released.
-
-    Raises:
-        OutcomeUnknownError: The connection was lost after COMMIT was sent.
-        BaseException: What the work raised; by then it is undone.
-    """
-    owned: bool = yield Begin()
-    try:
-        result = yield from work(owned)
-    except BaseException:
-        yield Rollback()
-        raise
-    try:
-        yield Commit()
-    except KeikakuError:
-        raise
-    except BaseException as error:
-        yield Rollback()
-        if owned and not _is_answer_of_server(error):
-            what = "The connection was lost after COMMIT was sent; the rows may or may not be there"
-            raise OutcomeUnknownError(what) from error
-        raise
-    return result
+def quote_name(name: str) -> str:
+    """The name as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
 
 
-def _is_answer_of_server(error: BaseException) -> bool:
-    # Only an ordinary error of the server proves that COMMIT did not happen: a
-    # session that is terminated (57P0x) may have committed before it said so.
-    state = getattr(error, "sqlstate", None)
-    return isinstance(state, str) and not state.startswith(("08", "57P"))
+def qualified(schema: str | None, table: str) -> str:
+    """Table and schema as SQL identifiers."""
+    return quote_name(table) if schema is None else f"{quote_name(schema)}.{quote_name(table)}"

@@ -1,0 +1,195 @@
+"""Steps on the connections of an event loop: psycopg, asyncpg, and SQLAlchemy on either."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from keikaku_snapshots.datasets.steps import Begin, Commit, Copy, Execute, Rollback, Sleep, Step
+from keikaku_snapshots.datasets.targets import SAVEPOINT, begin_statement, check_driver
+from keikaku_snapshots.datasets.watch import AsyncStallWatch
+from keikaku_snapshots.errors import ConnectError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    import asyncpg
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+
+class _AsyncTarget:
+    """What all of them share."""
+
+    def __init__(self) -> None:
+        self._owned = False
+
+    async def perform(self, step: Step) -> Any:
+        """Do the step and return its answer."""
+        match step:
+            case Execute(sql, parameters):
+                return await self.execute(sql, parameters)
+            case Copy():
+                return await self.copy(step)
+            case Begin():
+                statement = await self.begin_statement()
+                await self.execute(statement or f"SAVEPOINT {SAVEPOINT}")
+                self._owned = statement is not None
+                return self._owned
+            case Commit():
+                return await self.execute("COMMIT" if self._owned else f"RELEASE SAVEPOINT {SAVEPOINT}")
+            case Rollback():
+                return await self._rollback()
+            case Sleep(seconds):
+                return await asyncio.sleep(seconds)
+
+    async def close(self) -> None:
+        """Nothing here is the library's."""
+
+    async def _rollback(self) -> bool:
+        try:
+            await self.execute("ROLLBACK" if self._owned else f"ROLLBACK TO SAVEPOINT {SAVEPOINT}")
+            if not self._owned:
+                await self.execute(f"RELEASE SAVEPOINT {SAVEPOINT}")
+        except Exception:  # noqa: BLE001 - the error that led here is the one to tell
+            return False
+        return True
+
+    async def begin_statement(self) -> str | None:
+        raise NotImplementedError
+
+    async def execute(self, sql: str, parameters: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        raise NotImplementedError
+
+    async def copy(self, step: Copy) -> None:
+        raise NotImplementedError
+
+
+class AsyncPsycopgTarget(_AsyncTarget):
+    """Steps on a psycopg AsyncConnection of the caller's."""
+
+    def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        super().__init__()
+        self._connection = connection
+
+    async def begin_statement(self) -> str | None:
+        """None for a savepoint, else what begins a transaction."""
+        if self._connection.closed:
+            raise ConnectError(
+                "The connection is closed", hint="Open a new one and call again.", transient=False
+            )
+        status = self._connection.info.transaction_status
+        return begin_statement(autocommit=self._connection.autocommit, status=status)
+
+    async def execute(self, sql: str, parameters: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        """Run one statement and return its rows."""
+        async with psycopg.AsyncRawCursor(self._connection, row_factory=psycopg.rows.tuple_row) as cursor:
+            await cursor.execute(sql.encode(), parameters or None, prepare=False)
+            return await cursor.fetchall() if cursor.description is not None else []
+
+    async def copy(self, step: Copy) -> None:
+        """Send COPY text."""
+        async with (
+            AsyncStallWatch(step, lambda: self._connection.cancel_safe(timeout=5)) as watch,
+            psycopg.AsyncRawCursor(self._connection) as cursor,
+            cursor.copy(step.statement.encode()) as copy,
+        ):
+            for block in step.blocks():
+                watch.alive()
+                await copy.write(block)
+                watch.alive()
+
+
+class AsyncpgTarget(_AsyncTarget):
+    """Steps on an asyncpg connection of the caller's."""
+
+    def __init__(self, connection: asyncpg.Connection[Any]) -> None:
+        super().__init__()
+        self._connection = connection
+
+    async def begin_statement(self) -> str | None:
+        """None for a savepoint, else what begins a transaction."""
+        if self._connection.is_closed():
+            raise ConnectError(
+                "The connection is closed", hint="Open a new one and call again.", transient=False
+            )
+        return None if self._connection.is_in_transaction() else "BEGIN"
+
+    async def execute(self, sql: str, parameters: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        """Run one statement and return its rows."""
+        return [tuple(record) for record in await self._connection.fetch(sql, *parameters)]
+
+    async def copy(self, step: Copy) -> None:
+        """Send COPY text by asyncpg's own COPY.
+
+        The text form and not ``copy_records_to_table``: that one is binary and
+        needs every value in the Python type of its column.
+        """
+        failure: list[Exception] = []
+        task = asyncio.current_task()
+
+        async def cancel() -> None:
+            if task is not None:
+                task.cancel()
+
+        async with AsyncStallWatch(step, cancel) as watch:
+
+            async def source() -> AsyncIterator[bytes]:
+                try:
+                    for block in step.blocks():
+                        watch.alive()
+                        yield block
+                        watch.alive()
+                except Exception as error:
+                    # asyncpg puts its own error in the place of this one.
+                    failure.append(error)
+                    raise
+
+            try:
+                await self._connection.copy_to_table(
+                    step.table,
+                    source=source(),
+                    columns=step.columns,
+                    schema_name=step.schema,
+                    format="text",
+                    encoding="utf8",
+                )
+            except Exception as error:
+                if failure and failure[0] is not error:
+                    raise failure[0] from error
+                raise
+
+
+class AsyncSQLAlchemyTarget(_AsyncTarget):
+    """Steps on the driver's connection below an SQLAlchemy AsyncConnection or AsyncSession."""
+
+    def __init__(self, db: AsyncConnection | AsyncSession) -> None:
+        super().__init__()
+        self._db = db
+        self._driver: AsyncPsycopgTarget | AsyncpgTarget | None = None
+
+    async def begin_statement(self) -> str | None:
+        """None for a savepoint, else what begins a transaction."""
+        connection: Any = self._db
+        if hasattr(connection, "flush"):
+            await connection.flush()  # rows the session has not sent yet may be the parents of ours
+            connection = await connection.connection()
+        check_driver(connection.dialect)
+        # SQLAlchemy begins on the first statement only; without one its commit() would do nothing.
+        (await connection.exec_driver_sql("SELECT 1")).close()
+        driver = (await connection.get_raw_connection()).driver_connection
+        if isinstance(driver, psycopg.AsyncConnection):
+            self._driver = AsyncPsycopgTarget(driver)
+        else:
+            self._driver = AsyncpgTarget(driver)
+        return await self._driver.begin_statement()
+
+    async def execute(self, sql: str, parameters: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        """Run one statement and return its rows."""
+        assert self._driver is not None
+        return await self._driver.execute(sql, parameters)
+
+    async def copy(self, step: Copy) -> None:
+        """Send COPY text."""
+        assert self._driver is not None
+        await self._driver.copy(step)
