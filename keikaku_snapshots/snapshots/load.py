@@ -1,0 +1,327 @@
+"""Run the parts of a dump on a connection: everything, or the rows only.
+
+One way for both strategies. ``COPY`` speaks the protocol itself, so a process
+that dies in the middle sends no end of data and the server rolls back (psql on
+a pipe takes the end of its input as "done", FAULTS 2). Errors arrive with
+table, constraint and key as fields instead of text to be picked apart.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from keikaku_snapshots.errors import (
+    DiskFullError,
+    KeikakuError,
+    OutcomeUnknownError,
+    RestoreFailedError,
+)
+from keikaku_snapshots.postgres.failures import report_of, translate
+from keikaku_snapshots.snapshots.script import Kind, Part, read_parts
+
+if TYPE_CHECKING:
+    from keikaku_snapshots.postgres.connect import Connection
+    from keikaku_snapshots.postgres.url import DatabaseURL
+
+#: Bytes handed to the driver at once; measured equal to psql from 128 kB up.
+CHUNK_BYTES = 256 << 10
+
+_IDENTIFIER = rb'(?:"(?:[^"]|"")+"|[A-Za-z0-9_$\x80-\xff]+)'
+_OWNED = re.compile(
+    rb"ALTER (?P<type>[A-Z][A-Z ]*?) (?P<object>\S[^\x00]*) OWNER TO (?P<role>" + _IDENTIFIER + rb");\Z", re.DOTALL
+)
+_GRANTEE = re.compile(rb" (?:TO|FROM) (?P<role>" + _IDENTIFIER + rb")(?: WITH GRANT OPTION)?;\Z")
+_DEFAULT_OF = re.compile(rb"ALTER DEFAULT PRIVILEGES FOR ROLE (?P<role>" + _IDENTIFIER + rb")")
+_SESSION_ROLE = re.compile(rb"SET SESSION AUTHORIZATION (?P<role>" + _IDENTIFIER + rb");\Z")
+#: What a role that is not the owner needs so that it is not locked out.
+_GRANTABLE = {b"TABLE": b"TABLE", b"VIEW": b"TABLE", b"MATERIALIZED VIEW": b"TABLE", b"FOREIGN TABLE": b"TABLE",
+              b"SEQUENCE": b"SEQUENCE", b"SCHEMA": b"SCHEMA", b"FUNCTION": b"FUNCTION"}  # fmt: skip
+#: Definitions whose text may hold a password.
+_SECRETIVE = re.compile(r"(?:CREATE|ALTER) (?:USER MAPPING|SUBSCRIPTION|SERVER|FOREIGN)")
+_PERMISSION = ("42501", "42704", "0LP01", "0L000", "28000")
+
+
+@dataclass(frozen=True, slots=True)
+class RoleRights:
+    """Which roles of a snapshot the restoring role can serve."""
+
+    #: Roles that the server does not have.
+    missing: frozenset[str] = frozenset()
+    #: Roles that exist, but that the restoring role may not act for.
+    unreachable: frozenset[str] = frozenset()
+    #: Roles among the unreachable that need no grant because they may do everything.
+    superusers: frozenset[str] = frozenset()
+    #: True when the restoring role may do everything.
+    is_superuser: bool = False
+
+
+def role_rights(connection: Connection, roles: Iterable[str]) -> RoleRights:
+    """Ask which of these roles exist and which the connected role may act for.
+
+    Args:
+        connection: Any connection to the server.
+        roles: Names of roles.
+
+    Returns:
+        The answer.
+    """
+    wanted = sorted(set(roles) - {"PUBLIC", "public", ""})
+    rows = connection.execute(
+        "SELECT rolname::text, pg_has_role(current_user, oid, 'USAGE'), rolsuper FROM pg_roles"
+        " WHERE rolname = ANY(%s)",
+        [wanted],
+    ).fetchall()
+    found = connection.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user").fetchone()
+    return RoleRights(
+        missing=frozenset(wanted) - {row[0] for row in rows},
+        unreachable=frozenset(row[0] for row in rows if not row[1]),
+        superusers=frozenset(row[0] for row in rows if row[2]),
+        is_superuser=bool(found and found[0]),
+    )
+
+
+class Script:
+    """A verified plain dump, open and mapped into memory."""
+
+    def __init__(self, descriptor: int, name: str) -> None:
+        """Map an open file.
+
+        Args:
+            descriptor: The file that was verified; stays open and the caller's.
+            name: What to call it in errors.
+        """
+        self.name = name
+        self.size_bytes = os.fstat(descriptor).st_size
+        self.buffer: mmap.mmap | bytes = (
+            mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) if self.size_bytes else b""
+        )
+        self._parts: list[Part] | None = None
+
+    def __enter__(self) -> Script:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(self.buffer, mmap.mmap):
+            self.buffer.close()
+
+    @property
+    def parts(self) -> list[Part]:
+        """All parts; reading them checks the whole file first (`SnapshotCorruptError`)."""
+        if self._parts is None:
+            found = list(read_parts(self.buffer, name=self.name))
+            # All that --clean adds stands in front, and the database that is filled is empty.
+            last = max((index for index, part in enumerate(found) if part.kind is Kind.CLEAN), default=-1)
+            self._parts = [part for part in found[: last + 1] if part.kind is Kind.SETTING] + found[last + 1 :]
+        return self._parts
+
+    def text(self, part: Part) -> bytes:
+        """The statement of a part, without rows."""
+        return bytes(self.buffer[part.start : part.end])
+
+    def label(self, part: Part) -> str:
+        """The beginning of a statement, for messages: what it makes, never values."""
+        text = bytes(self.buffer[part.start : min(part.end, part.start + 200)]).decode("utf-8", "replace")
+        if _SECRETIVE.match(text):
+            return " ".join(text.split()[:3])
+        return re.split(r"[(\n'=]", text, maxsplit=1)[0].strip()[:100]
+
+
+class Loader:
+    """Runs parts and collects what could not be given back exactly."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        script: Script,
+        rights: RoleRights,
+        *,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Prepare; nothing runs yet.
+
+        Args:
+            connection: Where to; in a transaction, or autocommit on a scratch database.
+            script: The dump.
+            rights: What the role may give back.
+            progress: Told the position in the file, bytes.
+        """
+        self._connection = connection
+        self._script = script
+        self._rights = rights
+        self._progress = progress
+        self._skipping_session_role = False
+        self._lost: dict[str, set[str]] = {}
+        self._extra: list[str] = []
+        #: The statement that runs now or failed, for messages.
+        self.current = ""
+
+    @property
+    def warnings(self) -> list[str]:
+        """What was not given back, one line each."""
+        lines = [
+            f"not given back to role {role} ({'; '.join(sorted(reasons))})" for role, reasons in sorted(self._lost.items())
+        ]
+        return lines + self._extra
+
+    def run(self, parts: Iterable[Part]) -> None:
+        """Run parts in order.
+
+        Args:
+            parts: Some or all parts of the script, in file order.
+
+        Raises:
+            psycopg.Error: The server refused one; `current` says which.
+        """
+        cursor = self._connection.cursor()
+        for part in parts:
+            self.current = self._script.label(part)
+            if part.kind is Kind.COPY:
+                self._copy(cursor, part)
+            elif part.kind is Kind.OWNER:
+                self._owner(self._script.text(part))
+            elif part.kind is Kind.PRIVILEGE:
+                self._privilege(self._script.text(part))
+            elif part.kind is Kind.LARGE_OBJECT:
+                self._large_object(cursor, self._script.text(part))
+            elif part.kind is Kind.EXTENSION:
+                self._extension(self._script.text(part))
+            else:
+                self._statement(cursor, self._script.text(part))
+            if self._progress is not None:
+                self._progress(max(part.end, part.data_end))
+        self.current = ""
+
+    def _copy(self, cursor: psycopg.Cursor[Any], part: Part) -> None:
+        with memoryview(self._script.buffer) as view, cursor.copy(self._script.text(part)) as copy:
+            for start in range(part.data_start, part.data_end, CHUNK_BYTES):
+                with view[start : min(start + CHUNK_BYTES, part.data_end)] as chunk:
+                    copy.write(chunk)
+                if self._progress is not None:
+                    self._progress(start)
+
+    def _large_object(self, cursor: psycopg.Cursor[Any], text: bytes) -> None:
+        if text.startswith(b"ALTER "):
+            self._owner(text)
+        elif text.startswith((b"GRANT ", b"REVOKE ")):
+            self._privilege(text)
+        else:
+            self._statement(cursor, text)
+
+    def _statement(self, cursor: psycopg.Cursor[Any], text: bytes) -> None:
+        role = _SESSION_ROLE.match(text)
+        if role is not None and not self._rights.is_superuser:
+            # Only a superuser may grant as somebody else.
+            self._lose(_role(role), "grants that another role gave")
+            self._skipping_session_role = True
+            return
+        if text.startswith(b"RESET SESSION AUTHORIZATION"):
+            if self._skipping_session_role:
+                self._skipping_session_role = False
+                return
+        cursor.execute(text)
+
+    def _owner(self, text: bytes) -> None:
+        owned = _OWNED.match(text)
+        role = _role(owned) if owned else ""
+        if role in self._rights.missing:
+            self._lose(role, "does not exist here")
+        elif role in self._rights.unreachable:
+            self._lose(role, "the restoring role may not act for it; it got all privileges instead of ownership")
+            self._keep_in(owned, role)
+        elif not self._try(text):
+            self._lose(role, "the server refused to make it the owner")
+
+    def _keep_in(self, owned: re.Match[bytes] | None, role: str) -> None:
+        """Give a role that cannot be the owner all privileges, so that it is not locked out (B17)."""
+        if owned is None or role in self._rights.superusers:
+            return
+        kind = _GRANTABLE.get(owned["type"])
+        if kind is not None:
+            self._try(b"GRANT ALL ON " + kind + b" " + owned["object"] + b" TO " + owned["role"] + b";")
+
+    def _privilege(self, text: bytes) -> None:
+        if self._skipping_session_role:
+            return
+        for pattern, unreachable_too in ((_GRANTEE, False), (_DEFAULT_OF, True)):
+            match = pattern.search(text)
+            role = _role(match) if match else ""
+            if role in self._rights.missing:
+                self._lose(role, "does not exist here")
+                return
+            if unreachable_too and role in self._rights.unreachable:
+                self._lose(role, "default privileges, the restoring role may not act for it")
+                return
+        if not self._try(text):
+            match = _GRANTEE.search(text)
+            self._lose(_role(match) if match else "?", "the server refused a grant")
+
+    def _extension(self, text: bytes) -> None:
+        """Extensions and their comments belong to whoever may make them; a comment is no reason to fail."""
+        if text.startswith(b"COMMENT"):
+            if not self._try(text):
+                self._extra.append("comment of an extension not given back: it belongs to another role")
+            return
+        self._connection.execute(text)
+
+    def _try(self, text: bytes) -> bool:
+        """Run a statement about rights; False when the role may not, with the transaction still usable."""
+        if self._rights.is_superuser:
+            self._connection.execute(text)
+            return True
+        try:
+            if self._connection.autocommit:
+                self._connection.execute(text)
+            else:
+                with self._connection.transaction():
+                    self._connection.execute(text)
+        except psycopg.Error as error:
+            if error.sqlstate in _PERMISSION:
+                return False
+            raise
+        return True
+
+    def _lose(self, role: str, reason: str) -> None:
+        self._lost.setdefault(role, set()).add(reason)
+
+
+def _role(match: re.Match[bytes]) -> str:
+    text = match["role"].decode("utf-8", "replace")
+    return text[1:-1].replace('""', '"') if text.startswith('"') else text
+
+
+def restore_failed(error: BaseException, url: DatabaseURL, what: str, *, statement: str = "") -> KeikakuError:
+    """Say why a restore failed; the key of a row stays out of the text (B2).
+
+    Args:
+        error: What was raised.
+        url: The database, for redaction.
+        what: What failed, one line.
+        statement: The statement that was running.
+
+    Returns:
+        The error to raise ``from`` the other.
+    """
+    inner = translate(error, url=url)
+    if isinstance(inner, DiskFullError | OutcomeUnknownError | RestoreFailedError):
+        return inner
+    fields = {key: value for key, value in inner.details.items() if key not in {"transient", "contention"}}
+    report = report_of(error)
+    lines = [f"While running: {statement}"] if statement else []
+    lines.append(inner.what + (f" ({inner.term})" if inner.term else ""))
+    lines.append(inner.found)
+    hint = ""
+    if report.sqlstate == "53200":
+        hint = "Raise max_locks_per_transaction and restart the server, or use strategy='swap'."
+    if report.sqlstate.startswith("23"):
+        fields.setdefault("constraint", report.constraint)
+    return RestoreFailedError(what, found="\n".join(line for line in lines if line), hint=hint, **fields)
