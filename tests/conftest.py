@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from keikaku_snapshots.postgres.url import DatabaseURL
 
 _BASE = pytest.StashKey[Path]()
-_SCRUBBED = re.compile(r"PG[A-Z]+|PSQL\w*|KEIKAKU_\w+|\w*DATABASE_URL|PERF_TEST_SCALE|NO_COLOR|FORCE_COLOR|COLUMNS")
+_SCRUBBED = re.compile(
+    r"PG[A-Z]+|PSQL\w*|KEIKAKU_\w+|\w*DATABASE_URL|PERF_TEST_SCALE|NO_COLOR|FORCE_COLOR|COLUMNS"
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -49,7 +51,9 @@ def pytest_report_header() -> str:
     parts = []
     for major in servers.MAJORS:
         if major in found:
-            said = subprocess.run([found[major] / "postgres", "--version"], capture_output=True, text=True, check=True)
+            said = subprocess.run(
+                [found[major] / "postgres", "--version"], capture_output=True, text=True, check=True
+            )
             parts.append(f"{said.stdout.split()[2]} ({'system' if major == 15 else 'wheel'})")
         else:
             parts.append(f"{major} MISSING")
@@ -87,7 +91,8 @@ def each_server(request: pytest.FixtureRequest) -> servers.Server:
 class FreshServer(Protocol):
     """Makes a server of its own for one test."""
 
-    def __call__(self, major: int = 18, **settings: str) -> servers.Server: ...
+    def __call__(self, major: int = 18, **settings: str) -> servers.Server:
+        """Start it with these configuration parameters."""
 
 
 @pytest.fixture
@@ -110,7 +115,8 @@ class MakeDatabase(Protocol):
 
     def __call__(
         self, server: servers.Server, owner: str = "postgres", name: str | None = None
-    ) -> DatabaseURL: ...
+    ) -> DatabaseURL:
+        """Give its address as its owner."""
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ SYSTEM_15 = Path("/usr/lib/postgresql/15/bin")
 #: Roles of every test server: attributes.
 ROLES = {"keikaku_owner": "NOSUPERUSER NOCREATEDB", "keikaku_creator": "NOSUPERUSER CREATEDB"}
 #: Has every character that a passfile, a URL or a shell treats specially.
-ROLE_PASSWORD = "kei:ka\\ku@/ %41'\"$pass"  # noqa: S105
+ROLE_PASSWORD = "kei:ka\\ku@/ %41'\"$pass"
 #: Speed instead of safety, and what single tests need of a server (slots, prepared transactions).
 SETTINGS = {
     "fsync": "off",
@@ -160,7 +160,9 @@ def create_database(server: Server, owner: str = "postgres", name: str | None = 
     name = name or f"t_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}_{secrets.token_hex(5)}"
     with server.admin() as connection:
         connection.execute(
-            sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE template0").format(sql.Identifier(name), sql.Identifier(owner))
+            sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE template0").format(
+                sql.Identifier(name), sql.Identifier(owner)
+            )
         )
     url = server.url.with_database(name)
     return url if owner == "postgres" else as_role(url, owner)
@@ -206,16 +208,23 @@ def _release(server: Server, connection: psycopg.Connection[tuple[object, ...]],
         " WHERE database = %s AND active_pid IS NOT NULL",
         [name],
     )
-    connection.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = %s", [name])
+    connection.execute(
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = %s", [name]
+    )
     subscriptions = connection.execute(
-        "SELECT subname::text FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid WHERE datname = %s", [name]
+        "SELECT subname::text FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid"
+        " WHERE datname = %s",
+        [name],
     ).fetchall()
     if subscriptions:
         with server.admin(name) as inside:
             for (subscription,) in subscriptions:
                 assert isinstance(subscription, str)
-                for action in ("ALTER SUBSCRIPTION {} DISABLE", "ALTER SUBSCRIPTION {} SET (slot_name = NONE)",
-                               "DROP SUBSCRIPTION {}"):  # fmt: skip
+                for action in (
+                    "ALTER SUBSCRIPTION {} DISABLE",
+                    "ALTER SUBSCRIPTION {} SET (slot_name = NONE)",
+                    "DROP SUBSCRIPTION {}",
+                ):
                     inside.execute(sql.SQL(action).format(sql.Identifier(subscription)))
 
 
