@@ -1,0 +1,59 @@
+# Everything that is needed comes into .venv; nothing outside this directory is changed.
+# Works as root and as an ordinary user, with or without a PostgreSQL on the machine.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Worker processes for the tests; the servers are shared between them.
+WORKERS ?= auto
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SUITABLE = import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses=4 $(PYTEST_ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all check format bench clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(STAMP) ## 100 offices into an embedded PostgreSQL: snapshot, damage, restore, compare
+	@$(BIN)/python examples/demo.py
+
+test: $(STAMP) ## the tests of every commit, on real servers
+	$(PYTEST) -m "not slow and not performance"
+
+test-all: $(STAMP) ## slow tests too
+	$(PYTEST) -m "not performance"
+
+check: $(STAMP) ## lint, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## put the code into its form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## measure what the README claims
+	$(BIN)/python -m benchmarks
+
+clean: ## remove what make made
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+
+# Named versions are tried when python3 is older than 3.11 or lacks venv.
+$(STAMP): pyproject.toml constraints.txt
+	@set -eu; \
+	for name in $(PYTHON) python3 python3.13 python3.12 python3.11 /usr/bin/python3; do \
+	    found=$$(command -v "$$name" || true); \
+	    if [ -n "$$found" ] && "$$found" -c '$(SUITABLE)' 2>/dev/null; then python="$$found"; break; fi; \
+	done; \
+	if [ -z "$${python:-}" ]; then \
+	    echo "No Python 3.11 or newer with venv was found; name one: make PYTHON=/path/to/python3.12" >&2; \
+	    exit 1; \
+	fi; \
+	echo "Installing into $(VENV) with $$("$$python" --version)"; \
+	if ! $(BIN)/python -c '$(SUITABLE)' 2>/dev/null; then "$$python" -m venv --clear $(VENV); fi; \
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'; \
+	touch $(STAMP)
