@@ -92,7 +92,9 @@ def office_words() -> tuple[str, ...]:
 @cache
 def office_kinds() -> tuple[OfficeKind, ...]:
     """The kinds of offices with their weights."""
-    return tuple(OfficeKind(label, prefix, int(weight)) for label, prefix, weight in _read("office_types.tsv"))
+    return tuple(
+        OfficeKind(label, prefix, int(weight)) for label, prefix, weight in _read("office_types.tsv")
+    )
 
 
 def phone_number(number: int) -> str:
@@ -138,18 +140,16 @@ def romanise(kana: str) -> str:
 
 
 _SMALL_Y = {"ゃ": "ya", "ゅ": "yu", "ょ": "yo"}
-_SOUNDS = dict(
-    zip(
-        "あいうえおかきくけこさしすせそたちつてとなにぬねのはひふへほまみむめもやゆよらりるれろわを"
-        "がぎぐげござじずぜぞだぢづでどばびぶべぼぱぴぷぺぽん",
-        (
-            "a i u e o ka ki ku ke ko sa shi su se so ta chi tsu te to na ni nu ne no ha hi fu he ho "
-            "ma mi mu me mo ya yu yo ra ri ru re ro wa o "
-            "ga gi gu ge go za ji zu ze zo da ji zu de do ba bi bu be bo pa pi pu pe po n"
-        ).split(),
-        strict=True,
-    )
+_KANA = (
+    "あいうえおかきくけこさしすせそたちつてとなにぬねのはひふへほまみむめもやゆよらりるれろわを"
+    "がぎぐげござじずぜぞだぢづでどばびぶべぼぱぴぷぺぽん"
 )
+_LATIN = (
+    "a i u e o ka ki ku ke ko sa shi su se so ta chi tsu te to na ni nu ne no ha hi fu he ho "
+    "ma mi mu me mo ya yu yo ra ri ru re ro wa o "
+    "ga gi gu ge go za ji zu ze zo da ji zu de do ba bi bu be bo pa pi pu pe po n"
+)
+_SOUNDS = dict(zip(_KANA, _LATIN.split(), strict=True))
 
 
 def _name_pool(file_name: str) -> NamePool:
