@@ -1,0 +1,276 @@
+"""A finished database takes the place of another: two renames in one transaction.
+
+There is no closed state and no journal: a client that dies leaves both
+databases with valid names and open to connections (RECIPES 3.1).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import psycopg
+from psycopg import sql
+
+from keikaku_snapshots.errors import DatabaseInUseError, KeikakuError, OutcomeUnknownError, UsageError
+from keikaku_snapshots.postgres.connect import report_of, translate
+from keikaku_snapshots.postgres.identity import Identity
+from keikaku_snapshots.postgres.locks import MAINTENANCE_DATABASE, connect_maintenance
+from keikaku_snapshots.postgres.sessions import POLL_S, Session, sessions_in, terminate, terminate_once
+from keikaku_snapshots.postgres.settings import database_settings, uncopyable_settings
+
+if TYPE_CHECKING:
+    from keikaku_snapshots.postgres.connect import Connection
+    from keikaku_snapshots.postgres.url import DatabaseURL
+
+_log = logging.getLogger("keikaku_snapshots.postgres")
+#: How long a rename may wait for sessions that must not be disconnected. The server's own
+#: 5 s would let every new connection hang for as long.
+QUIET_TIMEOUT_MS = 150
+#: SQLSTATEs after which the same swap may be tried again: in use, deadlock, lock or statement timeout.
+_TRY_AGAIN = frozenset({"55006", "40P01", "55P03"})
+
+
+@dataclass(frozen=True, slots=True)
+class Swapped:
+    """How a swap went."""
+
+    #: What the replaced database is called now.
+    old_name: str
+    #: Seconds from the first statement to COMMIT.
+    seconds: float
+    #: Tries that were needed.
+    attempts: int
+    #: Sessions that were ended; each counts once for every time it was told.
+    terminated: int
+
+
+def obstacles_to_swap(connection: Connection, database: str, *, disconnect: bool = True) -> list[str]:
+    """Say why a database cannot be replaced by a swap without loss.
+
+    Args:
+        connection: The maintenance database.
+        database: The target.
+        disconnect: False if sessions inside must stay; then each is an obstacle.
+
+    Returns:
+        Reasons in plain words, empty if nothing is in the way.
+    """
+    reasons = _obstacles_of_role(connection, database)
+    reasons += [
+        f"logical replication slot {slot} would be lost with the old database"
+        for (slot,) in connection.execute(
+            "SELECT slot_name FROM pg_catalog.pg_replication_slots WHERE database = %s ORDER BY 1", (database,)
+        ).fetchall()
+    ]
+    reasons += [
+        f"subscription {name} keeps the old database from being dropped"
+        for (name,) in connection.execute(
+            "SELECT s.subname FROM pg_catalog.pg_subscription s JOIN pg_catalog.pg_database d ON d.oid = s.subdbid "
+            "WHERE d.datname = %s ORDER BY 1",
+            (database,),
+        ).fetchall()
+    ]
+    reasons += [
+        f"prepared transaction {gid!r} of {owner} is open"
+        for gid, owner in connection.execute(
+            "SELECT gid, owner FROM pg_catalog.pg_prepared_xacts WHERE database = %s ORDER BY 1", (database,)
+        ).fetchall()
+    ]
+    reasons += uncopyable_settings(connection, database)
+    inside = sessions_in(connection, database)
+    if disconnect:
+        reasons += [f"session cannot be ended by this role: {one.text}" for one in inside if not one.can_terminate]
+    else:
+        reasons += [f"session is connected: {one.text}" for one in inside]
+    return reasons
+
+
+def _obstacles_of_role(connection: Connection, database: str) -> list[str]:
+    row = connection.execute(
+        """
+        SELECT r.rolsuper, r.rolcreatedb, pg_catalog.pg_has_role(d.datdba, 'USAGE'),
+               pg_catalog.pg_get_userbyid(d.datdba), d.datname = current_database(), d.datistemplate
+        FROM pg_catalog.pg_roles r, pg_catalog.pg_database d WHERE r.rolname = current_user AND d.datname = %s
+        """,
+        (database,),
+    ).fetchone()
+    if row is None:
+        raise UsageError(f"There is no database {database!r}", hint="Correct the name, or create it.")
+    is_superuser, may_create, is_owner, owner, is_maintenance, is_template = row
+    reasons = []
+    if is_maintenance:
+        reasons.append("it is the maintenance database itself; name another one (maintenance_database)")
+    if is_template:
+        reasons.append("it is marked as a template, which others may clone at any moment")
+    if not is_superuser and not is_owner:
+        reasons.append(f"the database belongs to {owner}, and the role is no member of it")
+    if not is_superuser and not may_create:
+        reasons.append("the role may not create or rename databases (ALTER ROLE … CREATEDB)")
+    return reasons
+
+
+def swap_by_rename(  # noqa: PLR0913 - each is a fact about the swap
+    url: DatabaseURL,
+    *,
+    replacement: str,
+    old_name: str,
+    target: str | None = None,
+    disconnect: bool = False,
+    wait_s: float = 10.0,
+    keep_until: str | None = None,
+    maintenance: str = MAINTENANCE_DATABASE,
+) -> Swapped:
+    """Let a finished database take the target's place and name.
+
+    The target's comment moves to the replacement; the old database gets our
+    mark, so that it is found and dropped later. Look with `obstacles_to_swap`
+    and use `copy_settings` before.
+
+    Args:
+        url: Any database of the server, as a role that owns both databases.
+        replacement: The finished database; its sessions are ended.
+        old_name: What the replaced database shall be called, from `sibling_name`.
+        target: The database to replace; the one of `url` when None.
+        disconnect: End the sessions inside the target. False gives up within
+            `QUIET_TIMEOUT_MS` if there are any.
+        wait_s: Most seconds for all tries together.
+        keep_until: Until when the old database must stay, for its mark.
+        maintenance: Name of the maintenance database.
+
+    Returns:
+        How it went.
+
+    Raises:
+        DatabaseInUseError: Sessions were in the way; both databases are as before.
+        OutcomeUnknownError: The connection was lost and nobody could be asked.
+        AccessDeniedError: The role may not rename or may not end a session.
+    """
+    name = target if target is not None else url.database
+    work = _Swap(url, name, replacement, old_name, disconnect, keep_until, maintenance)
+    return work.run(wait_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Swap:
+    """The facts of one swap, and its steps."""
+
+    url: DatabaseURL
+    target: str
+    replacement: str
+    old_name: str
+    disconnect: bool
+    keep_until: str | None
+    maintenance: str
+
+    def _connect(self) -> Connection:
+        return connect_maintenance(self.url, maintenance=self.maintenance, application_name="keikaku_snapshots swap")
+
+    def run(self, wait_s: float) -> Swapped:
+        began = time.monotonic()
+        attempts = terminated = 0
+        with self._connect() as session_a, self._connect() as session_b:
+            oid = self._oid(session_a, self.replacement)
+            if oid is None or self._oid(session_a, self.target) is None:
+                missing = self.replacement if oid is None else self.target
+                raise UsageError(f"There is no database {missing!r}")
+            terminate(session_b, self.replacement, wait_s=wait_s)
+            while True:
+                attempts += 1
+                error, told = self._attempt(session_a, session_b)
+                terminated += told
+                seconds = time.monotonic() - began
+                if error is None or self._is_done(error, oid):
+                    return Swapped(self.old_name, seconds, attempts, terminated)
+                again = report_of(error).sqlstate in _TRY_AGAIN and self.disconnect
+                if not again or seconds >= wait_s:
+                    raise self._failure(error, session_b) from error
+                _log.info("swap of %s: try %d found sessions in the way", self.target, attempts)
+
+    def _attempt(self, session_a: Connection, session_b: Connection) -> tuple[psycopg.Error | None, int]:
+        if not self.disconnect:
+            return self._rename(session_a), 0
+        told = 0
+        with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
+            terminate(session_b, self.target, wait_s=0.05)
+        stop = threading.Event()
+        counts: list[int] = []
+        sweeper = threading.Thread(target=self._keep_ending, args=(session_b, stop, counts), daemon=True)
+        sweeper.start()
+        try:
+            error = self._rename(session_a)
+        finally:
+            stop.set()
+            sweeper.join()
+        return error, told + sum(counts)
+
+    def _keep_ending(self, session_b: Connection, stop: threading.Event, counts: list[int]) -> None:
+        while not stop.is_set():
+            try:
+                counts.append(terminate_once(session_b, [self.target, self.replacement]))
+            except psycopg.Error:
+                return  # the rename will say who is in the way
+            stop.wait(POLL_S)
+
+    def _rename(self, session_a: Connection) -> psycopg.Error | None:
+        try:
+            with session_a.transaction():
+                if not self.disconnect:
+                    session_a.execute(f"SET LOCAL statement_timeout = {QUIET_TIMEOUT_MS}")
+                settings = database_settings(session_a, self.target)
+                session_a.execute(_rename_statement(self.target, self.old_name))
+                session_a.execute(_rename_statement(self.replacement, self.target))
+                session_a.execute(_comment(self.target, settings.comment))
+                session_a.execute(_comment(self.old_name, self._mark(settings.comment).to_comment()))
+        except psycopg.Error as error:
+            return error
+        return None
+
+    def _mark(self, comment: str | None) -> Identity:
+        identity = Identity(kind="old", target=self.target, comment=comment)
+        return replace(identity, keep_until=self.keep_until)
+
+    def _is_done(self, error: psycopg.Error, oid: int) -> bool:
+        """After a lost connection: ask the server which database has the target's name."""
+        state = report_of(error).sqlstate
+        if state and not state.startswith(("08", "57P")):
+            return False
+        try:
+            with self._connect() as fresh:
+                return self._oid(fresh, self.target) == oid
+        except KeikakuError as second:
+            raise OutcomeUnknownError(
+                f"The connection was lost while database {self.target!r} was being replaced",
+                found=f"Either it is the new one, or the new one is still called {self.replacement!r}.",
+            ) from second
+
+    @staticmethod
+    def _oid(connection: Connection, name: str) -> int | None:
+        row = connection.execute("SELECT oid FROM pg_catalog.pg_database WHERE datname = %s", (name,)).fetchone()
+        return int(row[0]) if row else None
+
+    def _failure(self, error: psycopg.Error, session_b: Connection) -> KeikakuError:
+        state = report_of(error).sqlstate
+        if state not in {*_TRY_AGAIN, "57014"}:
+            return translate(error, url=self.url, doing=f"renaming database {self.target}")
+        inside: list[Session] = []
+        with contextlib.suppress(psycopg.Error):
+            inside = sessions_in(session_b, self.target, clients_only=False)
+        lines = [one.text for one in inside] or ["They have left by now; try again."]
+        return DatabaseInUseError(
+            f"Database {self.target!r} is in use by other sessions and was not replaced",
+            found="\n".join([*lines, f"Database: {self.url.with_database(self.target).location}"]),
+            sessions=inside,
+        )
+
+
+def _rename_statement(name: str, new_name: str) -> sql.Composed:
+    return sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(name), sql.Identifier(new_name))
+
+
+def _comment(name: str, comment: str | None) -> sql.Composed:
+    return sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(name), sql.Literal(comment))
