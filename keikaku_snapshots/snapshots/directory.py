@@ -6,8 +6,7 @@ import os
 import re
 import stat
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from keikaku_snapshots.errors import KeikakuError, SnapshotCorruptError
 from keikaku_snapshots.snapshots.files import FileSystem, kind_of, read_regular
@@ -20,6 +19,9 @@ from keikaku_snapshots.snapshots.names import (
     split_data_file_name,
     version_order,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 #: A manifest lists every schema object; 64 MB is far above the largest schema
 #: seen and keeps a wrong file from filling the memory.

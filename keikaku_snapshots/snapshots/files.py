@@ -10,9 +10,9 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 import stat
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from keikaku_snapshots.errors import (
     AccessDeniedError,
@@ -22,6 +22,9 @@ from keikaku_snapshots.errors import (
     SnapshotCorruptError,
     SnapshotNotFoundError,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _NO_RIGHT: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
@@ -76,12 +79,12 @@ class FileSystem:
     def replace(self, source: Path, target: Path) -> None:
         """Move a name over another one in one step."""
         self.before("replace", target)
-        os.replace(source, target)
+        source.replace(target)
 
     def symlink(self, text: str, path: Path) -> None:
         """Make a symbolic link, which must not exist."""
         self.before("symlink", path)
-        os.symlink(text, path)
+        path.symlink_to(text)
 
     def unlink(self, path: Path) -> None:
         """Remove a name; that it is gone already is no error."""
@@ -107,7 +110,36 @@ def move_without_clobber(files: FileSystem, source: Path, target: Path) -> None:
         # No hard links here: hold the name with an empty file, then replace
         # it. Without its manifest the empty file is no snapshot.
         os.close(files.create(target))
-        files.replace(source, target)
+        try:
+            files.replace(source, target)
+        except BaseException:
+            if target.stat().st_size == 0:
+                target.unlink()
+            raise
+
+
+def link_or_copy(files: FileSystem, source: Path, target: Path) -> None:
+    """Give a file a second name, or make a synced copy where the file system has no hard links.
+
+    Raises:
+        FileExistsError: ``target`` exists.
+        OSError: Anything else.
+    """
+    try:
+        files.link(source, target)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        copy(files, source, target)
+
+
+def copy(files: FileSystem, source: Path, target: Path) -> None:
+    """Make a synced copy of a regular file, mode 0600; ``target`` must not exist."""
+    with os.fdopen(open_regular(source), "rb") as reader, os.fdopen(files.create(target), "wb") as writer:
+        files.before("write", target)
+        shutil.copyfileobj(reader, writer, 1024 * 1024)
+        writer.flush()
+        files.fsync(writer.fileno(), target)
 
 
 def temporary_path(directory: Path, name: str, kind: str = "") -> Path:

@@ -7,10 +7,12 @@ import os
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from keikaku_snapshots.progress import Progress, ProgressCallback
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 #: Bytes read at once: large enough that hashlib lets other threads run, small
 #: enough to stay in the cache.

@@ -9,18 +9,25 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import stat
-from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from keikaku_snapshots.errors import KeikakuError, RefusedError
 from keikaku_snapshots.snapshots.directory import SnapshotDirectory, identity, lstat
-from keikaku_snapshots.snapshots.files import kind_of, open_regular, read_regular, temporary_path
+from keikaku_snapshots.snapshots.files import copy, kind_of, open_regular, read_regular, temporary_path
 from keikaku_snapshots.snapshots.hashing import hash_descriptor
-from keikaku_snapshots.snapshots.manifest import Snapshot
-from keikaku_snapshots.snapshots.names import latest_name, split_data_file_name
+from keikaku_snapshots.snapshots.names import (
+    COMPRESSION_SUFFIXES,
+    FORMAT_SUFFIXES,
+    latest_name,
+    split_data_file_name,
+)
 from keikaku_snapshots.snapshots.publish import remove_quietly
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from keikaku_snapshots.snapshots.manifest import Snapshot
 
 LatestMode: TypeAlias = Literal["symlink", "hardlink", "copy"]
 LATEST_MODES: Final = ("symlink", "hardlink", "copy")
@@ -40,6 +47,13 @@ class LatestLink:
         self.directory = directory
         self.mode = mode
 
+    def suffixes(self, name: str) -> set[str]:
+        """Return the suffixes for which something lies at a link's place."""
+        bases = (
+            base + packed for base in FORMAT_SUFFIXES.values() for packed in COMPRESSION_SUFFIXES.values()
+        )
+        return {suffix for suffix in bases if lstat(self._path(name, suffix))}
+
     def check(self, name: str, suffix: str) -> None:
         """Refuse what somebody else put at the link's place.
 
@@ -57,7 +71,7 @@ class LatestLink:
         )
 
     def refresh(self, name: str, suffix: str, newest: Snapshot | None) -> None:
-        """Let the link name ``newest``, or remove it when there is none; does nothing when it is right.
+        """Let the link name ``newest``, or remove ours when there is none; does nothing when it is right.
 
         Raises:
             RefusedError: What is there is not ours.
@@ -65,8 +79,8 @@ class LatestLink:
         """
         path = self._path(name, suffix)
         if newest is None:
-            if lstat(path):
-                self.check(name, suffix)
+            status = lstat(path)
+            if status and self._is_ours(path, status, name, suffix):
                 self.directory.files.unlink(path)
                 self.directory.files.fsync_directory(self.directory.path)
             if lstat(self._record_path(path)):
@@ -98,7 +112,7 @@ class LatestLink:
         if status is None:
             return False
         if self.mode == "symlink":
-            return stat.S_ISLNK(status.st_mode) and os.readlink(path) == newest.path.name
+            return stat.S_ISLNK(status.st_mode) and str(path.readlink()) == newest.path.name
         if self.mode == "hardlink":
             return identity(path) == identity(newest.path)
         # An entry of the record that names this very file and this version.
@@ -109,7 +123,7 @@ class LatestLink:
 
     def _is_ours(self, path: Path, status: os.stat_result, name: str, suffix: str) -> bool:
         if stat.S_ISLNK(status.st_mode):
-            parts = split_data_file_name(os.readlink(path))
+            parts = split_data_file_name(str(path.readlink()))
             return parts is not None and (parts.name, parts.suffix) == (name, suffix)
         if not stat.S_ISREG(status.st_mode):
             return False
@@ -136,15 +150,7 @@ class LatestLink:
         self.directory.files.link(newest.path, temporary)
 
     def _make_copy(self, temporary: Path, newest: Snapshot) -> None:
-        files = self.directory.files
-        with (
-            os.fdopen(open_regular(newest.path), "rb") as source,
-            os.fdopen(files.create(temporary), "wb") as target,
-        ):
-            files.before("write", temporary)
-            shutil.copyfileobj(source, target, 1024 * 1024)
-            target.flush()
-            files.fsync(target.fileno(), temporary)
+        copy(self.directory.files, newest.path, temporary)
 
     def _record_path(self, path: Path) -> Path:
         return path.with_name(f".{path.name}.json")

@@ -20,19 +20,21 @@ import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from keikaku_snapshots.errors import AccessDeniedError, LockBusyError, RefusedError
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 #: First and longest pause between two tries, in seconds; each is shortened at
 #: random, so that waiters do not march in step.
 _PAUSE_S: Final = (0.005, 0.1)
 _NOTE_LIMIT_BYTES: Final = 4096
 
-# Locks of this process: to fail at once where waiting would be for ever, and
-# to let go of them in a forked child.
-_held: set[FileLock] = set()
+# Locks of this process with their thread and descriptor: to fail at once where
+# waiting would be for ever, and to let go of them in a forked child.
+_held: dict[FileLock, tuple[int, int]] = {}
 _held_guard = threading.Lock()
 
 
@@ -59,18 +61,16 @@ class FileLock:
         shared: bool = False,
         wait_s: float = 0.0,
     ) -> None:
-        self.path = Path(path)
+        self.path = Path(os.path.abspath(path))  # noqa: PTH100 - a link there must be seen, not followed
         self.subject = subject or str(self.path)
         self.operation = operation
         self.shared = shared
         self.wait_s = wait_s
-        self._descriptor: int | None = None
-        self._thread: int | None = None
 
     @property
     def is_held(self) -> bool:
         """True while this object holds the lock in this process."""
-        return self._descriptor is not None
+        return self in _held
 
     def fileno(self) -> int:
         """Return the descriptor, to pass to a child that must keep the lock when this process dies.
@@ -78,9 +78,9 @@ class FileLock:
         Raises:
             ValueError: The lock is not held.
         """
-        if self._descriptor is None:
+        if self not in _held:
             raise ValueError("the lock is not held")
-        return self._descriptor
+        return _held[self][1]
 
     def acquire(self) -> Self:
         """Take the lock.
@@ -94,24 +94,18 @@ class FileLock:
         self._refuse_own()
         descriptor = open_lock_file(self.path)
         try:
-            if not wait_for_flock(descriptor, shared=self.shared, wait_s=self.wait_s):
-                raise self._busy(holders(descriptor))
-            if not self.shared:
-                self._note(descriptor)
+            self._wait(descriptor)
         except BaseException:
             os.close(descriptor)
             raise
-        self._descriptor = descriptor
-        self._thread = threading.get_ident()
         with _held_guard:
-            _held.add(self)
+            _held[self] = (threading.get_ident(), descriptor)
         return self
 
     def release(self) -> None:
         """Let go of the lock; harmless when it is not held."""
         with _held_guard:
-            _held.discard(self)
-            descriptor, self._descriptor = self._descriptor, None
+            _, descriptor = _held.pop(self, (0, None))
         if descriptor is not None:
             # Closing, not LOCK_UN: a child that was given the descriptor keeps the lock.
             os.close(descriptor)
@@ -125,18 +119,24 @@ class FileLock:
         self.release()
 
     def _refuse_own(self) -> None:
-        path = os.path.abspath(self.path)
         with _held_guard:
-            for other in _held:
-                mine = other is self or (
-                    other._thread == threading.get_ident() and not (other.shared and self.shared)
-                )
-                if mine and os.path.abspath(other.path) == path:
+            for other, (thread, _) in _held.items():
+                conflict = not (other.shared and self.shared) and thread == threading.get_ident()
+                if other is self or (conflict and other.path == self.path):
                     raise LockBusyError(
                         f"{self.subject} is locked by this process itself",
                         found=f"It is held for: {other.operation or 'another operation'}.",
                         hint="Let the first operation end before the second begins.",
                     )
+
+    def _wait(self, descriptor: int) -> None:
+        if not wait_for_flock(descriptor, shared=self.shared, wait_s=self.wait_s):
+            waited = f" after waiting {self.wait_s:g} s" if self.wait_s else ""
+            raise LockBusyError(
+                f"{self.subject} is in use by another process{waited}", found=holders(descriptor)
+            )
+        if not self.shared:
+            self._note(descriptor)
 
     def _note(self, descriptor: int) -> None:
         note = {
@@ -149,10 +149,6 @@ class FileLock:
         with contextlib.suppress(OSError):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(note).encode(), 0)
-
-    def _busy(self, found: str) -> LockBusyError:
-        waited = f" after waiting {self.wait_s:g} s" if self.wait_s else ""
-        return LockBusyError(f"{self.subject} is in use by another process{waited}", found=found)
 
 
 def open_lock_file(path: Path) -> int:
@@ -263,11 +259,9 @@ def _let_go_in_child() -> None:
     """Close the locks that a forked child inherited: they are the parent's, and must not outlive it there."""
     global _held_guard  # noqa: PLW0603 - another thread may have held it while forking
     _held_guard = threading.Lock()
-    for lock in _held:
-        if lock._descriptor is not None:
-            with contextlib.suppress(OSError):
-                os.close(lock._descriptor)
-            lock._descriptor = None
+    for _, descriptor in _held.values():
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
     _held.clear()
 
 

@@ -14,7 +14,6 @@ import typing
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cache
-from pathlib import Path
 from typing import Any, Final
 
 from keikaku_snapshots.errors import SnapshotCorruptError, UsageError
@@ -26,6 +25,9 @@ from keikaku_snapshots.snapshots.names import (
     suffix_of,
     version_order,
 )
+
+if typing.TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["FORMAT_VERSION", "Manifest", "Snapshot", "check_name"]
 
@@ -118,9 +120,7 @@ class Manifest:
         for label in ("created_at", "finished_at"):
             moment = getattr(self, label)
             if moment is not None and moment.tzinfo is None:
-                raise UsageError(
-                    f"{label} has no time zone", hint="Pass an aware time, such as datetime.now(UTC)."
-                )
+                raise UsageError(f"{label} has no time zone")
         if os.sep in self.data_file or "\0" in self.data_file or self.data_file in {"", ".", ".."}:
             raise UsageError(f"data_file {self.data_file!r} is not the name of a file")
         if self.size_bytes < 0 or self.sequence < 1:
@@ -147,7 +147,7 @@ class Manifest:
             raise UsageError(
                 "the manifest cannot be written as JSON",
                 found=str(error),
-                hint="metadata may hold text, numbers, true/false, null, lists and dictionaries with text keys.",
+                hint="metadata may hold text, finite numbers, true/false, null, lists, and dictionaries.",
             ) from error
         return (text + "\n").encode()
 

@@ -38,7 +38,9 @@ _SUFFIX_PATTERN: Final = (
 _NAME_PART: Final = r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,99})"
 # The first one that fits decides: a stamp at the end is never part of the name.
 _DATA_FILES = (
-    re.compile(rf"{_NAME_PART}_(?P<version>[0-9]{{8}}_[0-9]{{6}}(?:_[0-9]{{1,6}})?)\.(?P<suffix>{_SUFFIX_PATTERN})"),
+    re.compile(
+        rf"{_NAME_PART}_(?P<version>[0-9]{{8}}_[0-9]{{6}}(?:_[0-9]{{1,6}})?)\.(?P<suffix>{_SUFFIX_PATTERN})"
+    ),
     re.compile(rf"{_NAME_PART}_(?P<version>[A-Za-z0-9][A-Za-z0-9.-]{{0,39}})\.(?P<suffix>{_SUFFIX_PATTERN})"),
 )
 

@@ -11,16 +11,20 @@ import contextlib
 import fcntl
 import logging
 import os
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from keikaku_snapshots.errors import SnapshotCorruptError, SnapshotExistsError, SnapshotInUseError
 from keikaku_snapshots.snapshots.directory import SnapshotDirectory, canonical_name, identity, lstat
-from keikaku_snapshots.snapshots.files import move_without_clobber, open_regular, temporary_path
+from keikaku_snapshots.snapshots.files import link_or_copy, move_without_clobber, open_regular, temporary_path
 from keikaku_snapshots.snapshots.lock import holders
-from keikaku_snapshots.snapshots.manifest import Manifest, Snapshot
 from keikaku_snapshots.snapshots.names import MANIFEST_SUFFIX
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from keikaku_snapshots.snapshots.manifest import Manifest, Snapshot
 
 _logger = logging.getLogger("keikaku_snapshots.snapshots")
 
@@ -63,6 +67,7 @@ def publish_over(directory: SnapshotDirectory, source: Path, manifest: Manifest,
     The manifest is switched to the new data under its temporary name (the
     commit), then the data takes the lasting name, then the manifest says so.
     A crash in between leaves the new version usable; `finish_replacement` ends it.
+    From here on ``source`` is removed by nobody else: it may be the snapshot's data.
 
     Raises:
         SnapshotInUseError: The old version is being read.
@@ -72,7 +77,11 @@ def publish_over(directory: SnapshotDirectory, source: Path, manifest: Manifest,
     beside = directory.path / (canonical_name(manifest) + MANIFEST_SUFFIX)
     with locked_for_removal(old):
         before = _content(beside)
-        note = _write_manifest(directory, replace(manifest, data_file=source.name))
+        try:
+            note = _write_manifest(directory, replace(manifest, data_file=source.name))
+        except BaseException:
+            remove_quietly(directory, source)
+            raise
         try:
             files.replace(note, beside)
             files.fsync_directory(directory.path)
@@ -80,6 +89,8 @@ def publish_over(directory: SnapshotDirectory, source: Path, manifest: Manifest,
             remove_quietly(directory, note)
             if _content(beside) != before:
                 _put_back(directory, beside, before)
+            if _content(beside) == before:
+                remove_quietly(directory, source)
             raise
         try:
             finish_replacement(directory, replace(manifest, data_file=source.name))
@@ -122,29 +133,64 @@ def rewrite_manifest(directory: SnapshotDirectory, manifest: Manifest) -> None:
     directory.files.fsync_directory(directory.path)
 
 
-def remove_snapshot(directory: SnapshotDirectory, snapshot: Snapshot) -> None:
+def remove_snapshot(
+    directory: SnapshotDirectory, snapshot: Snapshot, *, first: Callable[[], None] = lambda: None
+) -> None:
     """Remove a snapshot: first it ceases to exist, then its data goes.
 
     The manifest is renamed, not unlinked: if the work stops here, the sweep
     finds in it which data file was ours to remove.
 
+    Args:
+        directory: Where.
+        snapshot: What to remove.
+        first: Called when it is certain that nobody reads it, before anything goes.
+
     Raises:
         SnapshotInUseError: It is being read.
         OSError: A file operation failed.
     """
-    files = directory.files
-    beside = directory.path / (canonical_name(snapshot) + MANIFEST_SUFFIX)
     with locked_for_removal(snapshot):
-        tombstone = temporary_path(directory.path, snapshot.name, "deleted")
-        if lstat(beside):
-            files.replace(beside, tombstone)
-            files.fsync_directory(directory.path)
-        files.unlink(snapshot.path)
-        if snapshot.path.name != canonical_name(snapshot):
-            files.unlink(directory.path / canonical_name(snapshot))
-        if lstat(tombstone):
-            files.unlink(tombstone)
+        first()
+        _remove_files(directory, snapshot)
+
+
+def _remove_files(directory: SnapshotDirectory, snapshot: Snapshot) -> None:
+    files = directory.files
+    data = directory.path / canonical_name(snapshot)
+    beside = data.with_name(data.name + MANIFEST_SUFFIX)
+    tombstone = temporary_path(directory.path, snapshot.name, "deleted")
+    if lstat(beside):
+        files.replace(beside, tombstone)
         files.fsync_directory(directory.path)
+    for path in {snapshot.path: None, data: None, tombstone: None}:
+        if lstat(path):
+            files.unlink(path)
+    files.fsync_directory(directory.path)
+
+
+def publish_renamed(directory: SnapshotDirectory, old: Snapshot, manifest: Manifest) -> None:
+    """Give a snapshot the name in ``manifest``; until the new one is complete the old one stays.
+
+    Raises:
+        SnapshotExistsError: Another snapshot of the new name and version exists.
+        SnapshotInUseError: The old one is being read.
+        OSError: A file operation failed; the old one, the new one, or both are there.
+    """
+    present = directory.load(canonical_name(manifest))
+    with locked_for_removal(old):
+        if present is None:
+            source = temporary_path(directory.path, manifest.name)
+            try:
+                link_or_copy(directory.files, old.path, source)
+                publish_new(directory, source, manifest)
+            finally:
+                if lstat(source):
+                    remove_quietly(directory, source)
+        elif not (present.is_valid and present.manifest and present.manifest.sha256 == manifest.sha256):
+            raise _exists(manifest, present.path)
+        # Else a run before this one was stopped here.
+        _remove_files(directory, old)
 
 
 @contextlib.contextmanager
@@ -207,6 +253,8 @@ def _take_back(
     """Undo an unfinished publication, manifest first; never touches a file that is not ours."""
     if lstat(note) is None:
         remove_quietly(directory, beside)
+        with contextlib.suppress(OSError):
+            directory.files.fsync_directory(directory.path)
     if lstat(beside) is None and mine is not None and identity(data) == mine:
         remove_quietly(directory, data)
     remove_quietly(directory, note)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from keikaku_snapshots.errors import KeikakuError, LockBusyError, SnapshotCorruptError, SnapshotNotFoundError
-from keikaku_snapshots.progress import ProgressCallback
 from keikaku_snapshots.snapshots.directory import SnapshotDirectory, canonical_name, identity
 from keikaku_snapshots.snapshots.files import open_regular, translate_os_error
 from keikaku_snapshots.snapshots.hashing import FileHash, hash_descriptor
 from keikaku_snapshots.snapshots.lock import holders, wait_for_flock
-from keikaku_snapshots.snapshots.manifest import Snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from keikaku_snapshots.progress import ProgressCallback
+    from keikaku_snapshots.snapshots.manifest import Snapshot
 
 #: A version can be replaced between looking and locking; each turn sees one replacement.
 _TURNS = 5
@@ -112,10 +116,7 @@ def _open_locked(
             )
         descriptor = open_regular(current.path)
         try:
-            if not wait_for_flock(descriptor, shared=True, wait_s=wait_s):
-                raise LockBusyError(
-                    f"snapshot {current} is being deleted or replaced", found=holders(descriptor)
-                )
+            _lock_shared(descriptor, current, wait_s)
             status = os.fstat(descriptor)
             # Between looking and locking the file may have been deleted or
             # replaced: only what is still at its place counts (FAULTS 10).
@@ -127,6 +128,11 @@ def _open_locked(
             raise
         os.close(descriptor)
     raise LockBusyError(f"snapshot {snapshot} is replaced again and again")
+
+
+def _lock_shared(descriptor: int, snapshot: Snapshot, wait_s: float) -> None:
+    if not wait_for_flock(descriptor, shared=True, wait_s=wait_s):
+        raise LockBusyError(f"snapshot {snapshot} is being deleted or replaced", found=holders(descriptor))
 
 
 def _gone(snapshot: Snapshot) -> SnapshotNotFoundError:

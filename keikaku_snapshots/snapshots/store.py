@@ -9,15 +9,13 @@ itself while it is read. The first two are files in ``.locks/`` that stay.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
-from collections.abc import Callable, Iterator
+import stat
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from keikaku_snapshots.errors import (
     CreateFailedError,
@@ -29,8 +27,9 @@ from keikaku_snapshots.errors import (
     SnapshotNotFoundError,
     UsageError,
 )
-from keikaku_snapshots.snapshots.directory import SnapshotDirectory, canonical_name, identity
-from keikaku_snapshots.snapshots.files import FileSystem, temporary_path, translate_os_error
+from keikaku_snapshots.snapshots.directory import SnapshotDirectory, canonical_name
+from keikaku_snapshots.snapshots.disk import network_file_system
+from keikaku_snapshots.snapshots.files import FileSystem, translate_os_error
 from keikaku_snapshots.snapshots.latest import LATEST_MODES, LatestLink, LatestMode
 from keikaku_snapshots.snapshots.lock import FileLock
 from keikaku_snapshots.snapshots.manifest import Manifest, Snapshot
@@ -39,12 +38,16 @@ from keikaku_snapshots.snapshots.publish import (
     finish_replacement,
     publish_new,
     publish_over,
-    remove_quietly,
+    publish_renamed,
     remove_snapshot,
     rewrite_manifest,
 )
 from keikaku_snapshots.snapshots.reading import OpenSnapshot, open_snapshot
+from keikaku_snapshots.snapshots.stage import Stage
 from keikaku_snapshots.snapshots.sweep import sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 #: What lists return; named because a method of the store is called ``list``.
 Snapshots: TypeAlias = list[Snapshot]
@@ -61,63 +64,6 @@ DEFAULT_GRACE_S: Final = 3600.0
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-class Stage:
-    """A new file that is being written: temporary name, mode 0600, locked; a context manager.
-
-    Leaving it without `SnapshotStore.publish` removes the file.
-    """
-
-    def __init__(self, directory: SnapshotDirectory, name: str) -> None:
-        self._directory = directory
-        #: Name of the snapshot it is for.
-        self.name = name
-        #: Where to write; the file exists and is empty.
-        self.path = temporary_path(directory.path, name)
-        self._descriptor = directory.files.create(self.path)
-        with contextlib.suppress(OSError):
-            # So that no sweep takes it for dead. Where there are no locks the grace period does that.
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-    def fileno(self) -> int:
-        """Return the descriptor: to hash from, and to pass to the writing program.
-
-        A program that has it keeps the file from being swept after this process was killed.
-
-        Raises:
-            ValueError: The stage is closed.
-        """
-        if self._descriptor < 0:
-            raise ValueError("the stage is closed")
-        return self._descriptor
-
-    def unlock(self) -> None:
-        """Let others lock the file; done just before it becomes a snapshot."""
-        with contextlib.suppress(OSError):
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-
-    def close(self) -> None:
-        """Remove the file when it was not published; harmless when repeated."""
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            mine = os.fstat(descriptor)
-            os.close(descriptor)
-            if identity(self.path) == (mine.st_dev, mine.st_ino):
-                remove_quietly(self._directory, self.path)
-
-    def published(self) -> None:
-        """Close without removing anything."""
-        descriptor, self._descriptor = self._descriptor, -1
-        os.close(descriptor)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class SnapshotStore:
@@ -149,6 +95,7 @@ class SnapshotStore:
         self.grace_s = grace_s
         self.clock = clock
         self._files = files or FileSystem()
+        self._warned = False
         self._disk = SnapshotDirectory(self.directory, self._files)
         self._latest = LatestLink(self._disk, latest_mode)
 
@@ -239,6 +186,7 @@ class SnapshotStore:
                         found=str(path),
                         hint="Use another --snapshot-dir.",
                     ) from error
+            self._warn_of_directory()
             # Somebody else's link would let locks and new files land elsewhere.
             if (self.directory / ".locks").is_symlink():
                 raise RefusedError("the lock folder is a link", found=str(self.directory / ".locks"))
@@ -295,7 +243,7 @@ class SnapshotStore:
             CreateFailedError: A file operation failed; nothing has appeared.
         """
         with self._translated(f"publishing snapshot {manifest.name!r}"):
-            self._check_stage(stage, manifest)
+            stage.check(manifest)
             self._files.fsync(stage.fileno(), stage.path)
             with self._directory_lock(f"publish {manifest.name} {manifest.version}"):
                 self._latest.check(manifest.name, manifest.suffix)
@@ -395,7 +343,72 @@ class SnapshotStore:
             changed = self._disk.load(canonical_name(snapshot))
         return changed or snapshot
 
+    def rename(self, old_name: str, new_name: str, *, wait_s: float = 0.0) -> Snapshot:
+        """Give all versions of a snapshot another name; calling it again ends an interrupted rename.
+
+        Args:
+            old_name: Its name now. Damaged versions keep it, which is logged.
+            new_name: The name to be, which no other snapshot has.
+            wait_s: Seconds to wait for another process that writes one of the two.
+
+        Returns:
+            The newest version under its new name.
+
+        Raises:
+            SnapshotNotFoundError: There is no valid snapshot of the old name.
+            SnapshotExistsError: There are others of the new name.
+            SnapshotInUseError: A version is being restored.
+        """
+        if check_name(old_name) == check_name(new_name):
+            raise UsageError(f"the snapshot is called {old_name!r} already")
+        doing = f"renaming snapshot {old_name!r} to {new_name!r}"
+        with contextlib.ExitStack() as locks:
+            locks.enter_context(self._translated(doing))
+            for name in sorted((old_name, new_name)):
+                locks.enter_context(self.writing(name, operation="rename", wait_s=wait_s))
+            locks.enter_context(self._directory_lock(doing))
+            sweep(self._disk, now_s=self.clock().timestamp(), grace_s=self.grace_s)
+            self._check_rename(old_name, new_name)
+            # Oldest first, so that the newest of the two names is right at each instant.
+            for snapshot in reversed(self._disk.snapshots(old_name)):
+                if not snapshot.is_valid or snapshot.manifest is None:
+                    _logger.warning("%s keeps its name: %s", snapshot, snapshot.problem)
+                    continue
+                metadata = {**snapshot.manifest.metadata, "renamed_from": old_name}
+                manifest = replace(snapshot.manifest, name=new_name, metadata=metadata)
+                publish_renamed(self._disk, snapshot, replace(manifest, data_file=canonical_name(manifest)))
+            self._refresh_link_or_log(new_name)
+            self._refresh_link_or_log(old_name)
+        return self.find(new_name)
+
     # -- inside --------------------------------------------------------------
+
+    def _warn_of_directory(self) -> None:
+        """Say once what makes this directory less safe than it could be."""
+        if self._warned:
+            return
+        self._warned = True
+        mode = self.directory.stat().st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            _logger.warning("%s can be written by every account; chmod 700 keeps others out", self.directory)
+        kind = network_file_system(self.directory)
+        if kind:
+            _logger.warning(
+                "%s is on %s: locks between hosts rest on the database's lock there", self.directory, kind
+            )
+
+    def _check_rename(self, old_name: str, new_name: str) -> None:
+        """Refuse a new name that has snapshots of its own; copies of ours are of an interrupted rename."""
+        ours = self._disk.snapshots(old_name)
+        if not any(item.is_valid for item in ours):
+            raise self._not_found(old_name, None, ours)
+        for item in self._disk.snapshots(new_name):
+            if item.manifest is None or item.manifest.metadata.get("renamed_from") != old_name:
+                raise SnapshotExistsError(
+                    f"there are snapshots called {new_name!r} already",
+                    found=str(item.path),
+                    hint="Choose another name.",
+                )
 
     def _put_in_place(self, stage: Stage, manifest: Manifest, same: Snapshots) -> None:
         old = next((item for item in same if canonical_name(item) == manifest.data_file), None)
@@ -405,45 +418,30 @@ class SnapshotStore:
             if old.manifest and old.is_valid and old.manifest.data_file != manifest.data_file:
                 finish_replacement(self._disk, old.manifest)
                 old = self._disk.load(manifest.data_file) or old
+            stage.published()
             publish_over(self._disk, stage.path, manifest, old)
         for other in same:
             # The same version in another format is replaced as well, once the new one is whole.
             if canonical_name(other) != manifest.data_file:
-                self._delete(other)
-
-    def _check_stage(self, stage: Stage, manifest: Manifest) -> None:
-        """Refuse a stage whose file was swapped or is not what the manifest says."""
-        status = os.fstat(stage.fileno())
-        if identity(stage.path) != (status.st_dev, status.st_ino):
-            raise CreateFailedError(
-                "the temporary file was replaced while it was written",
-                found=str(stage.path),
-                hint="Keep others from writing in the snapshot directory (chmod 700).",
-            )
-        if stage.name != manifest.name:
-            raise UsageError(f"the stage is for {stage.name!r}, the manifest for {manifest.name!r}")
-        if status.st_size != manifest.size_bytes:
-            raise CreateFailedError(
-                "the temporary file changed after it was checked",
-                found=f"{stage.path}: {status.st_size} bytes, expected {manifest.size_bytes}.",
-            )
+                try:
+                    self._delete(other)
+                except (OSError, KeikakuError) as error:
+                    _logger.warning(
+                        "%s %s is still there in its old format: %s", other.name, other.version, error
+                    )
 
     def _delete(self, snapshot: Snapshot) -> None:
         current = self._disk.load(canonical_name(snapshot))
         if current is None:
             raise self._not_found(snapshot.name, snapshot.version, self._disk.snapshots(snapshot.name))
-        # Looked at before the link moves: a refused deletion changes nothing.
-        self._refresh_link_or_log(snapshot.name, without=current)
-        try:
-            remove_snapshot(self._disk, current)
-        except SnapshotInUseError:
-            self._refresh_link_or_log(snapshot.name)
-            raise
+        remove_snapshot(
+            self._disk, current, first=lambda: self._refresh_link_or_log(snapshot.name, without=current)
+        )
 
     def _refresh_link_or_log(self, name: str, without: Snapshot | None = None) -> None:
-        """Let every link of a name point to the newest valid version; failing is no reason to fail."""
+        """Bring every link of a name up to date; it is a cache, so failing is only logged."""
         found = [item for item in self._disk.snapshots(name) if without is None or item.path != without.path]
-        for suffix in {item.suffix for item in found} | ({without.suffix} if without else set()):
+        for suffix in sorted({item.suffix for item in found} | self._latest.suffixes(name)):
             newest = next((item for item in found if item.is_valid and item.suffix == suffix), None)
             try:
                 self._latest.refresh(name, suffix, newest)

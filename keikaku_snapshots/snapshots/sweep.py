@@ -13,9 +13,9 @@ import fcntl
 import logging
 import os
 import stat
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from keikaku_snapshots.errors import KeikakuError
 from keikaku_snapshots.snapshots.directory import (
@@ -30,6 +30,9 @@ from keikaku_snapshots.snapshots.files import open_regular, read_regular
 from keikaku_snapshots.snapshots.manifest import Manifest
 from keikaku_snapshots.snapshots.names import MANIFEST_SUFFIX
 from keikaku_snapshots.snapshots.publish import finish_replacement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _logger = logging.getLogger("keikaku_snapshots.snapshots")
 
