@@ -456,7 +456,9 @@ def sequences(connection: Connection) -> dict[str, SequenceState]:
     for start in range(0, len(names), COUNT_BATCH):
         batch = names[start : start + COUNT_BATCH]
         parts = [
-            sql.SQL("SELECT {}::int, last_value, is_called FROM {}").format(sql.Literal(number), name.identifier)
+            sql.SQL("SELECT {}::int, last_value, is_called FROM {}").format(
+                sql.Literal(number), name.identifier
+            )
             for number, name in enumerate(batch)
         ]
         rows = connection.execute(sql.SQL(" UNION ALL ").join(parts)).fetchall()
@@ -510,8 +512,14 @@ def reset_sequences(connection: Connection, tables: Iterable[TableName]) -> dict
                 continue
             if not lowest <= following <= highest:
                 message = f"The sequence {sequence} has no value left after the rows of {table}"
-                raise UsageError(message, found=f"Column: {column}", hint="Widen the sequence (ALTER SEQUENCE … AS bigint).")
-            connection.execute("SELECT pg_catalog.setval(%s::regclass, %s, false)", (_regclass(sequence), following))
+                raise UsageError(
+                    message,
+                    found=f"Column: {column}",
+                    hint="Widen the sequence (ALTER SEQUENCE … AS bigint).",
+                )
+            connection.execute(
+                "SELECT pg_catalog.setval(%s::regclass, %s, false)", (_regclass(sequence), following)
+            )
             moved[sequence.text] = following
     return moved
 
@@ -607,5 +615,3 @@ def alembic_heads(connection: Connection) -> list[str]:
         statement = sql.SQL("SELECT version_num FROM {}").format(sql.Identifier(schema, "alembic_version"))
         heads.update(str(row[0]) for row in connection.execute(statement).fetchall())
     return sorted(heads)
-
-

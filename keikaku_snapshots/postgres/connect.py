@@ -96,7 +96,9 @@ def _tenacity_options(
         "wait": tenacity.wait_exponential_jitter(
             initial=policy.wait_min_s, max=policy.wait_max_s, jitter=policy.wait_min_s / 2
         ),
-        "retry": tenacity.retry_if_exception(lambda error: isinstance(error, Exception) and should_retry(error)),
+        "retry": tenacity.retry_if_exception(
+            lambda error: isinstance(error, Exception) and should_retry(error)
+        ),
         "before_sleep": report,
         "reraise": True,
     }

@@ -200,7 +200,9 @@ def create_scratch(
     identity = Identity(kind=kind, target=like, backend_pid=backend_pid, extra=extra or {})
     locale = locale_options(connection, like)
     owner = database_settings(connection, like).owner
-    _create(connection, _create_statement(name, "template0", locale, owner, locale.tablespace), name, identity)
+    _create(
+        connection, _create_statement(name, "template0", locale, owner, locale.tablespace), name, identity
+    )
     return identity
 
 
@@ -270,7 +272,10 @@ def database_exists(connection: Connection, name: str) -> bool:
     Returns:
         True if it is.
     """
-    return connection.execute("SELECT 1 FROM pg_catalog.pg_database WHERE datname = %s", (name,)).fetchone() is not None
+    return (
+        connection.execute("SELECT 1 FROM pg_catalog.pg_database WHERE datname = %s", (name,)).fetchone()
+        is not None
+    )
 
 
 def collation_mismatch(connection: Connection, database: str) -> str | None:
@@ -380,7 +385,9 @@ def drop(connection: Connection, name: str, *, force: bool = True, only_ours: bo
     if slots:
         names = ", ".join(str(row[0]) for row in slots)
         raise RefusedError(
-            f"Database {name!r} has replication slots that would be lost", found=names, hint="Drop the slots first."
+            f"Database {name!r} has replication slots that would be lost",
+            found=names,
+            hint="Drop the slots first.",
         )
     with translated(doing=f"dropping database {name}"):
         if settings.is_template:
@@ -447,7 +454,9 @@ def leave_to_server(
     """
     if (drop_database is None) == (clone_of is None or clone_name is None):
         raise UsageError("Name either a database to drop or one to clone")
-    connection = connect_maintenance(url, maintenance=maintenance, application_name="keikaku_snapshots background")
+    connection = connect_maintenance(
+        url, maintenance=maintenance, application_name="keikaku_snapshots background"
+    )
     # Otherwise the server would notice our absence and stop.
     connection.execute("SET client_connection_check_interval = 0")
     if drop_database is not None:
@@ -543,5 +552,3 @@ def sweep(connection: Connection, *, target: str | None = None, lock_is_ours: bo
             if not lock_is_ours:
                 unlock(connection, one.identity.target)
     return dropped
-
-

@@ -159,7 +159,9 @@ def is_transient(error: BaseException, *, single_call: bool = False) -> bool:
 
 def _is_transient_link(error: BaseException, *, single_call: bool) -> bool:
     kind = type(error)
-    if isinstance(error, ConnectionRefusedError | ConnectionResetError | ConnectionAbortedError | BrokenPipeError):
+    if isinstance(
+        error, ConnectionRefusedError | ConnectionResetError | ConnectionAbortedError | BrokenPipeError
+    ):
         return True
     module = kind.__module__.partition(".")[0]
     if kind.__name__ in {"PoolTimeout", "ConnectionTimeout"}:

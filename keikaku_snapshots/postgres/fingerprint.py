@@ -288,7 +288,17 @@ def stable(definition: str) -> str:
 
 
 #: Kinds whose mere names are compared across major versions.
-_NAMED_KINDS = ("table", "view", "materialized view", "function", "procedure", "enum", "domain", "sequence", "index")
+_NAMED_KINDS = (
+    "table",
+    "view",
+    "materialized view",
+    "function",
+    "procedure",
+    "enum",
+    "domain",
+    "sequence",
+    "index",
+)
 
 
 def names_and_types(objects: Mapping[str, str]) -> str:
@@ -377,7 +387,9 @@ def _changed_column(
     body = key.removeprefix("column ")
     relation, _, column = body.rpartition(".")
     kinds = ("table", "foreign table", "view", "materialized view", "composite type")
-    kind = next((kind for kind in kinds if f"{kind} {relation}" in new or f"{kind} {relation}" in old), "table")
+    kind = next(
+        (kind for kind in kinds if f"{kind} {relation}" in new or f"{kind} {relation}" in old), "table"
+    )
     owner = f"{kind} {relation}"
     if owner not in old or owner not in new:
         return []  # the line of the table says it

@@ -190,7 +190,9 @@ def target_lock(
         LockBusyError: Somebody else holds it.
         ConnectError: The maintenance database cannot be reached.
     """
-    connection = connect_maintenance(url, maintenance=maintenance, application_name=_application_name(purpose))
+    connection = connect_maintenance(
+        url, maintenance=maintenance, application_name=_application_name(purpose)
+    )
     try:
         with translated(url, "taking the database's lock"):
             # A pooler or an administrator may have set a limit for idle sessions; the lock would go with it.
