@@ -8,15 +8,17 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import psycopg
 from psycopg import sql
 
 from keikaku_snapshots import DatabaseURL, EmbeddedServer, KeikakuError, SnapshotManager
 from keikaku_snapshots.datasets import generate, get_scale
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 DIRECTORY = Path(".keikaku") / "demo"
 
@@ -42,9 +44,10 @@ def contents(url: DatabaseURL) -> dict[str, tuple[int, str]]:
         for name, kind in names:
             what = "t" if kind == "r" else "(last_value, is_called)"
             query = sql.SQL(
-                "SELECT count(*), coalesce(md5(string_agg({0}::text, E'\\n' ORDER BY {0}::text)), '') FROM {1} t"
-            )
-            row = connection.execute(query.format(sql.SQL(what), sql.Identifier("public", name))).fetchone()
+                "SELECT count(*), coalesce(md5(string_agg({what}::text, E'\\n' ORDER BY {what}::text)), '')"
+                " FROM {table} t"
+            ).format(what=sql.SQL(what), table=sql.Identifier("public", name))
+            row = connection.execute(query).fetchone()
             assert row is not None
             found[name] = (row[0], row[1])
     return found
@@ -73,9 +76,8 @@ def run(server: EmbeddedServer) -> bool:
         restored = step("restore the snapshot", lambda: manager.restore_snapshot("medium_100_offices"))
         after = step("compare every table and sequence", lambda: contents(url))
     print()
-    print(
-        f"{sum(data.rows.values()):,} rows, snapshot {snapshot.path.name} of {snapshot.size_bytes / 1e6:.1f} MB"
-    )
+    megabytes = snapshot.size_bytes / 1e6
+    print(f"{sum(data.rows.values()):,} rows; {snapshot.path.name}, {megabytes:.1f} MB")
     print(f"restored by {restored.strategy}")
     changed = [name for name in before.keys() | damaged.keys() if before.get(name) != damaged.get(name)]
     same = before == after

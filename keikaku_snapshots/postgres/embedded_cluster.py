@@ -73,6 +73,8 @@ class Cluster:
         self.data_directory = home / "data"
         self.log_file = home / "server.log"
         self.password_file = home / "password"
+        # Says where the socket is when it cannot be in home.
+        self._socket_note = home / "run.path"
         self._programs = programs
         self._account = account
         self._settings = dict(settings)
@@ -174,10 +176,14 @@ class Cluster:
 
     def stop(self, mode: str, timeout_s: float) -> ToolResult:
         """Stop the server; ``mode`` is pg_ctl's: fast or immediate."""
-        return self._run(
-            "pg_ctl", "stop", "-D", self.data_directory, "-m", mode, "-w", "-t", str(int(timeout_s)),
-            timeout_s=timeout_s + 10,
-        )  # fmt: skip
+        seconds = str(int(timeout_s))
+        argv = ("-D", self.data_directory, "-m", mode, "-w", "-t", seconds)
+        result = self._run("pg_ctl", "stop", *argv, timeout_s=timeout_s + 10)
+        if result.returncode == 0 and self._socket_note.exists():
+            with contextlib.suppress(OSError):
+                Path(self._socket_note.read_text(encoding="utf-8")).rmdir()
+            self._socket_note.unlink()
+        return result
 
     def _write_configuration(self, port: int) -> None:
         values = {
@@ -199,7 +205,7 @@ class Cluster:
         place = self.home / "run"
         if len(os.fsencode(place)) > _SOCKET_DIRECTORY_BYTES:
             # A name of our own below /tmp that nobody can have taken before us.
-            link = self.home / "run.path"
+            link = self._socket_note
             if link.exists() and Path(link.read_text(encoding="utf-8")).is_dir():
                 place = Path(link.read_text(encoding="utf-8"))
             else:
