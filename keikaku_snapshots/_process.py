@@ -231,7 +231,9 @@ class RunningTool:
         redact: Callable[[str], str],
         watch: Callable[[], str | None] | None,
         watch_interval_s: float,
+        on_end: Callable[[], None] | None = None,
     ) -> None:
+        self._on_end = on_end
         self._popen = popen
         self._argv0 = str(popen.args[0]) if isinstance(popen.args, list) else str(popen.args)
         self._timeout_s = timeout_s
@@ -360,7 +362,13 @@ class RunningTool:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._popen.pid, signal.SIGKILL)
             self._popen.wait()
-            self._ended.set()
+            try:
+                if self._on_end is not None:
+                    self._on_end()
+            except OSError as error:
+                log.warning("cleaning up after %s failed: %s", self._argv0, error.strerror)
+            finally:
+                self._ended.set()
 
     def _supervise(self) -> None:
         deadline = None if self._timeout_s is None else self._started + self._timeout_s
@@ -428,6 +436,7 @@ def start_tool(
     capture_stdout: bool = False,
     watch: Callable[[], str | None] | None = None,
     watch_interval_s: float = 0.2,
+    on_end: Callable[[], None] | None = None,
 ) -> RunningTool:
     """Start a program and return at once.
 
@@ -445,6 +454,8 @@ def start_tool(
         watch: Called every `watch_interval_s` **from another thread** while the
             program runs; a non-empty string stops it and becomes `ToolResult.stopped`.
         watch_interval_s: Seconds between two calls of `watch`.
+        on_end: Called once from another thread when the program has ended, before
+            `wait` returns; not called when it could not be started.
 
     Returns:
         The running program.
@@ -485,6 +496,7 @@ def start_tool(
         redact=redact,
         watch=watch,
         watch_interval_s=watch_interval_s,
+        on_end=on_end,
     )
 
 

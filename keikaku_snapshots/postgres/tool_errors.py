@@ -1,0 +1,407 @@
+"""What a client program wrote on its error output, turned into the errors of this library.
+
+psql runs with ``VERBOSITY=verbose``: SQLSTATE, table and constraint are then
+fields, whatever the language of the server. pg_dump and pg_restore have only
+words, and those are English unless the server was told otherwise.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from keikaku_snapshots import errors
+
+if TYPE_CHECKING:
+    from keikaku_snapshots._process import ToolResult
+    from keikaku_snapshots.postgres.url import DatabaseURL
+
+#: Lines of a message that are shown; the whole is in ``details["stderr"]``.
+_SHOWN_LINES = 8
+#: Labels under which a message says more. Their values may be row data, except the names.
+_LABEL = re.compile(
+    r"(?P<label>DETAIL|HINT|QUERY|CONTEXT|SCHEMA NAME|TABLE NAME|COLUMN NAME|DATATYPE NAME"
+    r"|CONSTRAINT NAME|LOCATION|STATEMENT|LINE \d+|Command was|detail|hint)\s?:\s*(?P<value>.*)"
+)
+_PRIMARY = re.compile(r"(?P<severity>ERROR|FATAL|PANIC|\w+):\s+(?:(?P<state>[0-9A-Z]{5}):\s)?(?P<text>.*)")
+#: psql puts the place of the statement in front: ``psql:/path/file.sql:12:``.
+_PLACE = re.compile(r"psql:(?P<file>.+?):(?P<line>\d+): (?P<rest>.*)")
+_PROGRAM = re.compile(r"(?:pg_dump|pg_restore|psql): (?:error: |fatal: )?(?P<rest>.*)")
+_COPY_PLACE = re.compile(r"COPY (?P<table>[^,]+), line (?P<line>\d+)(?:, column (?P<column>[^:]+))?")
+_NAMES = {
+    "SCHEMA NAME": "schema",
+    "TABLE NAME": "table",
+    "COLUMN NAME": "column",
+    "CONSTRAINT NAME": "constraint",
+}
+#: English words to the SQLSTATE they mean, for programs that do not print it.
+_STATES = (
+    (r"duplicate key value violates unique constraint|could not create unique index", "23505"),
+    (r"violates foreign key constraint", "23503"),
+    (r"violates not-null constraint|contains null values", "23502"),
+    (r"violates check constraint|is violated by some row", "23514"),
+    (r"violates exclusion constraint", "23P01"),
+    (r"canceling statement due to lock timeout", "55P03"),
+    (r"canceling statement due to statement timeout", "57014"),
+    (r"terminating connection due to|the database system is shutting down", "57P01"),
+    (r"row-level security policy", "42501"),
+    (r"permission denied|must be (owner|superuser|member)", "42501"),
+    (r'role ".*" does not exist', "42704"),
+    (r"out of shared memory", "53200"),
+    (r"invalid memory alloc request size|out of memory", "54000"),
+    (r"cannot execute .* in a read-only transaction", "25006"),
+    (r'extension ".*" is not available|could not open extension control file', "0A000"),
+)
+_CONSTRAINT_IN_TEXT = re.compile(r'constraint "(?P<name>[^"]+)"')
+_TABLE_IN_TEXT = re.compile(r'(?:table|relation) "(?P<name>[^"]+)"')
+_DISK_FULL = re.compile(r"No space left on device|File too large|Disk quota exceeded|disk full", re.IGNORECASE)
+_AUTHENTICATION = re.compile(
+    r"authentication failed|no password supplied|no pg_hba\.conf entry|pg_hba\.conf rejects"
+    r'|role ".*" does not exist|is not permitted to log in|has group or world access|認証に失敗'
+)
+_CONNECT = re.compile(
+    r"connection to server |could not connect to|could not translate host name|server closed the connection"
+    r"|connection to server was lost|could not receive data from server|SSL (error|SYSCALL)|starting up"
+    r"|no connection to the server|terminating connection"
+)
+_VERSION = re.compile(
+    r"server version mismatch|unsupported version \(|invalid command \\(un)?restrict"
+    r'|unrecognized configuration parameter "(transaction_timeout|idle_session_timeout)"'
+)
+_ARCHIVE = re.compile(
+    r"does not appear to be a valid archive|could not read from input file|could not uncompress"
+    r"|did not find magic string|input file is too short|input file appears to be a text format|corrupt"
+    r"|unexpected end of file|invalid (block|header)|could not find (block|entry)"
+)
+_SERVICE = re.compile(r"syntax error in service file|invalid connection option|nested service")
+
+
+@dataclass(slots=True)
+class _Message:
+    """The first error of a program's output, in parts."""
+
+    #: SQLSTATE, or empty.
+    state: str = ""
+    #: Primary text, without row data where that is known.
+    text: str = ""
+    #: File of the script and its line.
+    place: str = ""
+    #: Label → value; row data among them.
+    parts: dict[str, str] = field(default_factory=dict)
+
+
+def public_stderr(text: str) -> str:
+    """Return error output without the lines that quote rows or statements (FAULTS 33), for logs.
+
+    Args:
+        text: Redacted error output, such as `ToolResult.stderr`.
+
+    Returns:
+        Primary messages and names only.
+    """
+    kept: list[str] = []
+    hiding = False
+    for line in text.splitlines():
+        label = _LABEL.match(_bare(line))
+        if label is not None:
+            hiding = label["label"] not in _NAMES
+        elif _begins(line):
+            hiding = False
+        elif kept and not hiding and line.startswith(("\t", " ")):
+            pass  # libpq indents the second line of a connection error
+        elif kept:
+            hiding = True  # the rest of a value with line breaks in it
+        if not hiding:
+            kept.append(_without_values(line))
+    return "\n".join(kept)
+
+
+def translate_tool_failure(
+    result: ToolResult,
+    url: DatabaseURL | None,
+    *,
+    doing: str,
+    kind: type[errors.KeikakuError] | None = None,
+) -> errors.KeikakuError:
+    """Turn the failure of a client program into an error to raise.
+
+    Args:
+        result: What `run_tool` gave; not ``ok``.
+        url: The database, for its name and for redaction; None for programs that do not connect.
+        doing: What was being done, such as "dumping app".
+        kind: The class where nothing more precise is known; by default
+            `CreateFailedError` for pg_dump, else `RestoreFailedError`.
+
+    Returns:
+        The error. ``details``: program, returncode, sqlstate, transient, table, constraint, and
+        with row data stderr and key; the text has no row data.
+    """
+    default = kind or (errors.CreateFailedError if result.program == "pg_dump" else errors.RestoreFailedError)
+    stderr = result.stderr if url is None else url.redact(result.stderr)
+    message = _read(stderr)
+    failure = _Failure(result, url, doing, default, stderr, message)
+    for decide in (_by_signal, _by_disk, _by_version, _by_connection, _by_state, _by_archive):
+        error = decide(failure)
+        if error is not None:
+            return error
+    return failure.build(default, f"{result.program} failed with code {result.returncode}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """A failed program and what is known around it."""
+
+    #: How it ended.
+    result: ToolResult
+    #: The database.
+    url: DatabaseURL | None
+    #: What was being done.
+    doing: str
+    #: Class of the error when nothing more precise is known.
+    default: type[errors.KeikakuError]
+    #: Redacted error output.
+    stderr: str
+    #: Its first error.
+    message: _Message
+
+    def build(
+        self,
+        kind: type[errors.KeikakuError],
+        sentence: str,
+        *,
+        hint: str = "",
+        transient: bool = False,
+        **fields: Any,
+    ) -> errors.KeikakuError:
+        lines = [_without_values(self.message.text)] if self.message.text else []
+        if not lines:
+            lines = public_stderr(self.stderr).strip().splitlines()[:_SHOWN_LINES]
+        if self.message.place:
+            lines.append(f"At: {self.message.place}")
+        if copy := _COPY_PLACE.search(self.message.parts.get("CONTEXT", "")):
+            lines.append(f"Table: {copy['table']}, line {copy['line']} of its data")
+        if self.url is not None:
+            lines.append(f"Database: {self.url.location}")
+        details = {
+            "program": self.result.program,
+            "returncode": self.result.returncode,
+            "sqlstate": self.message.state,
+            "stderr": self.stderr,
+            "transient": transient,
+        }
+        return kind(f"{sentence} while {self.doing}", found="\n".join(lines), hint=hint, **{**details, **fields})
+
+
+def _by_signal(failure: _Failure) -> errors.KeikakuError | None:
+    result = failure.result
+    if result.stopped:
+        return failure.build(failure.default, f"{result.program} was stopped because {result.stopped}")
+    if result.returncode >= 0:
+        return None
+    if result.returncode == -signal.SIGXFSZ:
+        # The limit's default action: the program is killed without a word (FAULTS 52).
+        return failure.build(
+            errors.DiskFullError,
+            f"{result.program} reached the largest file size allowed",
+            hint="Raise the limit (ulimit -f unlimited), or use compression.",
+        )
+    name = _signal_name(-result.returncode)
+    hint = ""
+    if result.returncode == -signal.SIGKILL:
+        hint = "Something killed it, often the system when memory ran out (see dmesg). Run it again."
+    return failure.build(failure.default, f"{result.program} was ended by {name}", hint=hint)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _by_disk(failure: _Failure) -> errors.KeikakuError | None:
+    state = failure.message.state
+    if state == "53100" or (not state and failure.message.parts and _DISK_FULL.search(failure.message.text)):
+        return failure.build(
+            errors.DiskFullError,
+            "The disk of the server is full",
+            hint="Free space where the server keeps its data (its log says where), then run it again.",
+        )
+    if not state and _DISK_FULL.search(failure.stderr):
+        return failure.build(errors.DiskFullError, f"{failure.result.program} could not write its file")
+    return None
+
+
+def _by_version(failure: _Failure) -> errors.KeikakuError | None:
+    if not _VERSION.search(failure.stderr):
+        return None
+    versions = re.search(r"server version: (\S+);.*?version: (\S+)", failure.stderr)
+    fields = {"server_version": versions[1], "tool_version": versions[2].rstrip(")")} if versions else {}
+    sentence = f"{failure.result.program} does not fit the version of the server or file"
+    if versions:
+        sentence = (
+            f"{failure.result.program} {fields['tool_version']} cannot work "
+            f"with server {fields['server_version']}"
+        )
+    return failure.build(
+        errors.ToolVersionError,
+        sentence,
+        hint=f"Use the client tools of the server's major version (PG_BIN); this one is {failure.result.argv0}.",
+        **fields,
+    )
+
+
+def _by_connection(failure: _Failure) -> errors.KeikakuError | None:
+    # With a SQLSTATE the session existed, and its class says more than the words.
+    state, stderr = failure.message.state, failure.stderr
+    if _SERVICE.search(stderr):
+        return failure.build(
+            errors.ToolVersionError,
+            f"{failure.result.program} does not know a parameter of the database URL",
+            hint="Leave out what this PostgreSQL version does not have; see the parameters after '?'.",
+        )
+    lost = state.startswith("08") or state in {"57P01", "57P02", "57P03"}
+    began = re.search(r"connection to server (at|on) .* failed:", stderr) is not None
+    if state and not lost and not began:
+        return None
+    if not (lost or began or _CONNECT.search(stderr)):
+        return None
+    if began and _AUTHENTICATION.search(stderr):
+        return failure.build(errors.AuthenticationError, "The server refused the role or its password")
+    if began and "permission denied for database" in stderr:
+        return failure.build(
+            errors.AccessDeniedError, "The role may not connect to the database", hint="GRANT CONNECT ON DATABASE."
+        )
+    if began and re.search(r'database ".*" does not exist', stderr):
+        return failure.build(
+            errors.ConnectError,
+            "The database does not exist",
+            hint="Create it (createdb NAME), or correct the name in the database URL.",
+        )
+    if began:
+        return failure.build(errors.ConnectError, "The server cannot be reached", transient=True)
+    return failure.build(errors.ConnectError, "The connection to the server was lost", transient=True)
+
+
+def _by_state(failure: _Failure) -> errors.KeikakuError | None:
+    message = failure.message
+    state = message.state or _guess_state(message.text)
+    program = failure.result.program
+    if state.startswith("23"):
+        return _constraint_error(failure, state)
+    if state == "55P03":
+        return failure.build(
+            errors.DatabaseInUseError,
+            "A table lock was not given in time",
+            sqlstate=state,
+            hint="End the sessions that use these tables (SELECT * FROM pg_stat_activity), then run it again.",
+        )
+    if state == "57014":
+        return failure.build(errors.OperationTimeoutError, f"The server stopped {program}", sqlstate=state)
+    if state == "42501":
+        row_security = "row-level security" in message.text
+        hint = (
+            "Use the owner of the table, or a role with BYPASSRLS: a filtered dump would lose rows."
+            if row_security
+            else ""
+        )
+        return failure.build(errors.AccessDeniedError, "The role lacks a right", sqlstate=state, hint=hint)
+    hints = {
+        "42704": "Create what is missing (a role, a type), or leave owners and privileges out (owners=False).",
+        "53200": "Raise max_locks_per_transaction on the server, or use strategy='swap'.",
+        "54000": "A single value is too large to be dumped as text (limit about 500 MB); exclude or split it.",
+        "25006": "The database is read-only: ALTER DATABASE … SET default_transaction_read_only = off.",
+        "0A000": "Install the extension on the server, or drop it from the source.",
+        "22021": "The encodings differ; create the database with ENCODING 'UTF8'.",
+        "22P05": "The encodings differ; create the database with ENCODING 'UTF8'.",
+    }
+    if state:
+        return failure.build(
+            failure.default, f"The server refused what {program} asked", hint=hints.get(state, ""), sqlstate=state
+        )
+    return None
+
+
+def _constraint_error(failure: _Failure, state: str) -> errors.KeikakuError:
+    parts, text = failure.message.parts, failure.message.text
+    fields: dict[str, Any] = {name: parts[label] for label, name in _NAMES.items() if label in parts}
+    if match := _CONSTRAINT_IN_TEXT.search(text):
+        fields.setdefault("constraint", match["name"])
+    if match := _TABLE_IN_TEXT.search(text):
+        fields.setdefault("table", match["name"])
+    if match := _COPY_PLACE.search(parts.get("CONTEXT", "")):
+        fields.setdefault("table", match["table"])
+    table = fields.get("table", "")
+    if fields.get("schema") and table:
+        table = f"{fields['schema']}.{table}"
+    terms = {"23503": "外部キー制約違反", "23505": "一意制約違反", "23502": "NOT NULL制約違反", "23514": "CHECK制約違反"}
+    constraint = fields.get("constraint") or fields.get("column") or "unknown"
+    term = f" ({terms[state]})" if state in terms else ""
+    sentence = f"The data violates constraint {constraint!r} of table {table or 'unknown'!r}{term}"
+    # The key may be personal data (B2): for code only.
+    key = parts.get("DETAIL", parts.get("detail", ""))
+    return failure.build(failure.default, sentence, sqlstate=state, key=key, **fields)
+
+
+def _by_archive(failure: _Failure) -> errors.KeikakuError | None:
+    if failure.result.program == "pg_restore" and _ARCHIVE.search(failure.stderr):
+        return failure.build(errors.SnapshotCorruptError, "The archive cannot be read")
+    return None
+
+
+def _guess_state(text: str) -> str:
+    for pattern, state in _STATES:
+        if re.search(pattern, text):
+            return state
+    return ""
+
+
+def _bare(line: str) -> str:
+    """Take the program's own prefix off a line."""
+    match = _PLACE.match(line) or _PROGRAM.match(line)
+    return match["rest"] if match else line
+
+
+def _begins(line: str) -> bool:
+    """Tell whether a line begins a message."""
+    return bool(_PLACE.match(line) or _PROGRAM.match(line) or re.match(r"(ERROR|FATAL|PANIC|WARNING|NOTICE):", line))
+
+
+def _without_values(text: str) -> str:
+    """Take quoted values out of a message that has one: invalid input quotes what was read."""
+    return re.sub(r'((?:invalid|out of range|malformed|too long)[^"]*: )".*', r"\1…", text, flags=re.DOTALL)
+
+
+def _read(stderr: str) -> _Message:
+    """Read the first error of a program's output."""
+    message = _Message()
+    label = ""
+    for line in stderr.splitlines():
+        place = _PLACE.match(line)
+        bare = _bare(line)
+        found = _LABEL.match(bare)
+        primary = _error_of(bare)
+        if message.text and (place or primary) and not found:
+            break  # the next message; what follows from the first is noise
+        if primary is not None and not message.text and not found:
+            message.state, message.text = primary["state"] or "", primary["text"]
+            message.place = f"{place['file']}, line {place['line']}" if place else ""
+        elif not message.text:
+            continue
+        elif found:
+            label = found["label"]
+            message.parts.setdefault(label, found["value"])
+        elif label:
+            message.parts[label] += "\n" + line
+    return message
+
+
+def _error_of(bare: str) -> re.Match[str] | None:
+    # pg_dump and pg_restore put words in front: "query failed: ERROR:  …".
+    for match in re.finditer(r"(?:^|(?<=: ))(?=(?:ERROR|FATAL|PANIC):|\w+:\s+[0-9A-Z]{5}:\s)", bare):
+        primary = _PRIMARY.match(bare, match.start())
+        if primary is not None and primary["severity"] not in {"NOTICE", "WARNING", "INFO", "LOG", "DEBUG"}:
+            return primary
+    return None
