@@ -61,7 +61,7 @@ class _AsyncTarget:
     async def execute(self, sql: str, parameters: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
         raise NotImplementedError
 
-    async def copy(self, step: Copy) -> None:
+    async def copy(self, step: Copy) -> int:
         raise NotImplementedError
 
 
@@ -87,17 +87,18 @@ class AsyncPsycopgTarget(_AsyncTarget):
             await cursor.execute(sql.encode(), parameters or None, prepare=False)
             return await cursor.fetchall() if cursor.description is not None else []
 
-    async def copy(self, step: Copy) -> None:
+    async def copy(self, step: Copy) -> int:
         """Send COPY text."""
         async with (
             AsyncStallWatch(step, lambda: self._connection.cancel_safe(timeout=5)) as watch,
             psycopg.AsyncRawCursor(self._connection) as cursor,
-            cursor.copy(step.statement.encode()) as copy,
         ):
-            for block in step.blocks():
-                watch.alive()
-                await copy.write(block)
-                watch.alive()
+            async with cursor.copy(step.statement.encode()) as copy:
+                for block in step.blocks():
+                    watch.alive()
+                    await copy.write(block)
+                    watch.alive()
+            return cursor.rowcount
 
 
 class AsyncpgTarget(_AsyncTarget):
@@ -119,7 +120,7 @@ class AsyncpgTarget(_AsyncTarget):
         """Run one statement and return its rows."""
         return [tuple(record) for record in await self._connection.fetch(sql, *parameters)]
 
-    async def copy(self, step: Copy) -> None:
+    async def copy(self, step: Copy) -> int:
         """Send COPY text by asyncpg's own COPY.
 
         The text form and not ``copy_records_to_table``: that one is binary and
@@ -146,7 +147,7 @@ class AsyncpgTarget(_AsyncTarget):
                     raise
 
             try:
-                await self._connection.copy_to_table(
+                tag: str = await self._connection.copy_to_table(
                     step.table,
                     source=source(),
                     columns=step.columns,
@@ -158,6 +159,7 @@ class AsyncpgTarget(_AsyncTarget):
                 if failure and failure[0] is not error:
                     raise failure[0] from error
                 raise
+            return int(tag.rpartition(" ")[2])
 
 
 class AsyncSQLAlchemyTarget(_AsyncTarget):
@@ -189,7 +191,7 @@ class AsyncSQLAlchemyTarget(_AsyncTarget):
         assert self._driver is not None
         return await self._driver.execute(sql, parameters)
 
-    async def copy(self, step: Copy) -> None:
+    async def copy(self, step: Copy) -> int:
         """Send COPY text."""
         assert self._driver is not None
-        await self._driver.copy(step)
+        return await self._driver.copy(step)

@@ -219,11 +219,19 @@ def copy_blocks(
             break
         pending.append(first)
         try:
-            yield Copy(table, schema, tuple(columns), partial(one_statement, start), stall_timeout_s)
+            copied = yield Copy(table, schema, tuple(columns), partial(one_statement, start), stall_timeout_s)
         except Exception as error:
             raise _explained(error, table, columns, rows_again, start, batch_size) from error
+        _check_copied(table, counter.done - start, copied)
     counter.finish()
     return counter.done
+
+
+def _check_copied(table: str, sent: int, copied: int) -> None:
+    if sent != copied:
+        what = f"The server stored {copied:,} of {sent:,} rows that were copied into {table!r}"
+        hint = "A BEFORE INSERT trigger drops rows, or row security hides them: disable it for the load."
+        raise DataError(what, hint=hint, table=table)
 
 
 def _explained(

@@ -33,7 +33,7 @@ class Execute:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """Send COPY text (UTF-8, see `encoding`) to the server; the answer is None."""
+    """Send COPY text (UTF-8, see `encoding`) to the server; the answer is the number of rows that it stored."""
 
     #: The table, not quoted.
     table: str

@@ -23,6 +23,7 @@ from keikaku_snapshots.datasets.steps import (
     Rollback,
     Sleep,
     Step,
+    Steps,
     SyncTarget,
     drive_async,
     drive_sync,
@@ -33,7 +34,7 @@ from keikaku_snapshots.postgres.connect import RetryPolicy, connect
 from keikaku_snapshots.postgres.url import DatabaseURL
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Callable
     import sqlalchemy
     from sqlalchemy.orm import Session
 
@@ -57,7 +58,8 @@ def run(
     timeouts: Timeouts | None = None,
     unseeded: bool = False,
     schema: str | None = None,
-) -> ResultT | Awaitable[ResultT]:
+    finish: Callable[[ResultT], ResultT] | None = None,
+) -> Any:
     """Do a unit of work on whatever the caller handed in; see `attempts` for what is tried again.
 
     Args:
@@ -67,6 +69,7 @@ def run(
         timeouts: How long waiting may take.
         unseeded: True when a unique collision may be answered with fresh values.
         schema: Put before the search path for this unit.
+        finish: Called with the result when it is committed.
 
     Returns:
         What the unit returned; an awaitable of it when `db` is asynchronous.
@@ -77,8 +80,9 @@ def run(
     """
     timeouts = timeouts or Timeouts()
     target = open_target(db, timeouts)
-    steps = attempts(
+    steps = finished(
         unit,
+        finish,
         reconnects=isinstance(target, UrlTarget),
         policy=policy,
         timeouts=timeouts,
@@ -88,6 +92,14 @@ def run(
     if is_async(db):
         return drive_async(steps, target)
     return drive_sync(steps, target)
+
+
+def finished(
+    unit: Unit[ResultT], finish: Callable[[ResultT], ResultT] | None, **options: Any
+) -> Steps[ResultT]:
+    """The attempts, then what is left to do with their result."""
+    result = yield from attempts(unit, **options)
+    return finish(result) if finish is not None else result
 
 
 def is_async(db: Database) -> bool:
@@ -196,17 +208,18 @@ class PsycopgTarget:
             cursor.execute(sql.encode(), parameters or None, prepare=False)
             return cursor.fetchall() if cursor.description is not None else []
 
-    def _copy(self, step: Copy) -> None:
+    def _copy(self, step: Copy) -> int:
         connection = self.connection
         with (
             StallWatch(step, lambda: connection.cancel_safe(timeout=5)) as watch,
             psycopg.RawCursor(connection) as cursor,
-            cursor.copy(step.statement.encode()) as copy,
         ):
-            for block in step.blocks():
-                watch.alive()
-                copy.write(block)
-                watch.alive()
+            with cursor.copy(step.statement.encode()) as copy:
+                for block in step.blocks():
+                    watch.alive()
+                    copy.write(block)
+                    watch.alive()
+            return cursor.rowcount
 
     def _begin(self) -> bool:
         connection = self.connection

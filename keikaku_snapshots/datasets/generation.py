@@ -1,0 +1,294 @@
+"""Generating a dataset: delete, load, put sequences right, all in one transaction or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any, overload
+
+from keikaku_snapshots.datasets.attempts import Attempt, Timeouts
+from keikaku_snapshots.datasets.clean import delete_test_rows
+from keikaku_snapshots.datasets.constraints import add_constraints, drop_constraints
+from keikaku_snapshots.datasets.copy import StepProgress, check_batch_size, copy_blocks, memory_check
+from keikaku_snapshots.datasets.dataset import Dataset, Scale, find_dataset
+from keikaku_snapshots.datasets.guards import check_allowed
+from keikaku_snapshots.datasets.schema import (
+    Found,
+    lock_tables,
+    prepare_tables,
+    reset_sequences,
+    taken_numbers,
+)
+from keikaku_snapshots.datasets.shards import TableSource
+from keikaku_snapshots.datasets.targets import run
+from keikaku_snapshots.errors import ParameterTypeError
+
+if TYPE_CHECKING:
+    from keikaku_snapshots.progress import ProgressCallback
+    from collections.abc import Awaitable, Callable
+    from collections.abc import Sequence
+    from concurrent.futures import Executor
+
+    import asyncpg
+    import psycopg
+    import sqlalchemy
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+    from sqlalchemy.orm import Session
+
+    from keikaku_snapshots.datasets.steps import Steps
+    from keikaku_snapshots.postgres.connect import RetryPolicy
+    from keikaku_snapshots.postgres.url import DatabaseURL
+
+_log = logging.getLogger("keikaku_snapshots.datasets")
+
+#: Words that mark a database or host as one that nobody generates into by mistake.
+PROTECTED_WORDS = ("prod", "production", "live")
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """What `generate` wrote."""
+
+    #: Name of the dataset.
+    dataset: str
+    #: Name of the scale.
+    scale: str
+    #: What every draw depended on.
+    seed: int | str
+    #: The day that dates hang on.
+    reference_date: date
+    #: Rows written to each table, parents first.
+    rows: dict[str, int]
+    #: Test rows of an earlier run that were deleted.
+    deleted: int
+    #: Seconds from the first statement to the end of COMMIT.
+    seconds: float
+    #: SHA-256 of the data: over the tables by name, their columns, and their rows as COPY text in
+    #: the order in which they are generated. Equal for equal seed, scale and reference date,
+    #: whatever the batch size, executor, driver, machine and version of the server. Numbers of an
+    #: identity column count from 1, or after the highest of the rows that stay.
+    checksum: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Everything that one call of `generate` was asked for."""
+
+    dataset: Dataset
+    scale: Scale
+    seed: int | str
+    reference_date: date
+    batch_size: int
+    clean_existing: bool
+    create_tables: bool
+    drop_constraints: bool
+    schema: str | None
+    timeouts: Timeouts
+    check_memory: Callable[[], None]
+    check_allowed: Callable[[], Steps[None]]
+    progress: ProgressCallback | None
+    executor: Executor | None
+    began: float = field(default_factory=time.perf_counter)
+
+
+@overload
+def generate(
+    dataset: str | Dataset,
+    scale: Scale | str,
+    db: str | DatabaseURL | sqlalchemy.URL | psycopg.Connection[Any] | sqlalchemy.Connection | Session,
+    **options: Any,
+) -> Generated: ...
+@overload
+def generate(
+    dataset: str | Dataset,
+    scale: Scale | str,
+    db: psycopg.AsyncConnection[Any] | AsyncConnection | AsyncSession | asyncpg.Connection[Any],
+    **options: Any,
+) -> Awaitable[Generated]: ...
+def generate(
+    dataset: str | Dataset,
+    scale: Scale | str,
+    db: Any,
+    *,
+    seed: int | str = 0,
+    reference_date: date | None = None,
+    batch_size: int = 500,
+    clean_existing: bool = True,
+    create_tables: bool = False,
+    drop_and_readd_constraints: bool = False,
+    schema: str | None = None,
+    retry: RetryPolicy | None = None,
+    timeouts: Timeouts | None = None,
+    memory_limit_mb: float | None = None,
+    allow_protected: bool = False,
+    protected_words: Sequence[str] = PROTECTED_WORDS,
+    allowed_databases: Sequence[str] = (),
+    progress: ProgressCallback | None = None,
+    executor: Executor | None = None,
+) -> Generated | Awaitable[Generated]:
+    """Fill the tables of a dataset with the rows of a scale, all or nothing.
+
+    On a URL or an idle autocommit connection the work is one transaction of
+    its own, committed, and tried again when the connection is lost before
+    COMMIT was sent. Inside a caller's transaction it is a savepoint, rolled back
+    to on failure, and committed by the caller.
+
+    Args:
+        dataset: A dataset, its name, or ``package.module:attribute``.
+        scale: How much; a scale or its name.
+        db: A URL, a psycopg or asyncpg connection, or an SQLAlchemy connection
+            or session on one of these.
+        seed: The same seed, scale and reference date give the same bytes.
+        reference_date: The day that dates hang on; today (UTC) when None.
+        batch_size: Rows encoded at a time; errors name the batch. More than
+            1,000 takes memory and gains nothing.
+        clean_existing: First delete the rows with ``is_test_data = true`` of
+            these tables. Other rows are never touched; when one refers to a row
+            that would be deleted, nothing is.
+        create_tables: Create tables (and their types and indexes) that are missing.
+        drop_and_readd_constraints: Drop foreign keys and secondary indexes
+            for the load and add them again, validated; for large loads. Locks
+            the tables against readers too.
+        schema: Where tables without a schema of their own are; the connection's
+            search path decides when None.
+        retry: How often and how patiently; 3 tries, 2 to 10 s apart, when None.
+        timeouts: How long waiting may take.
+        memory_limit_mb: Resident memory of this process, in megabytes, above
+            which the work stops.
+        allow_protected: Also work on a database that looks like production.
+        protected_words: Words in the name of database or host that look like it.
+        allowed_databases: Patterns of the only databases to work on; all when empty.
+        progress: Told about the rows of every step.
+        executor: Makes and encodes the shards; this thread when None. The
+            dataset's functions must be importable by its workers.
+
+    Returns:
+        What was written; an awaitable of it for an asynchronous `db`.
+
+    Raises:
+        UsageError: A parameter is wrong.
+        ProtectedDatabaseError: The database looks like production.
+        SchemaDriftError: Tables are missing or have another form.
+        TestDataReferencedError: Rows that stay refer to test rows.
+        DataError: A constraint refused a row.
+        ConnectError: The server could not be reached, or was lost, to the last try.
+        OutcomeUnknownError: The connection was lost after COMMIT was sent.
+        OperationTimeoutError: A limit of `timeouts` was reached.
+        MemoryLimitError: The memory limit was reached.
+    """
+    chosen = find_dataset(dataset)
+    if not isinstance(seed, int | str) or isinstance(seed, bool):
+        raise ParameterTypeError(f"seed must be an integer or a str, not {type(seed).__name__}: {seed!r}")
+    plan = _Plan(
+        dataset=chosen,
+        scale=_scale(chosen, scale),
+        seed=seed,
+        reference_date=_date(reference_date),
+        batch_size=check_batch_size(batch_size),
+        clean_existing=clean_existing,
+        create_tables=create_tables,
+        drop_constraints=drop_and_readd_constraints,
+        schema=schema,
+        timeouts=timeouts or Timeouts(),
+        check_memory=memory_check(memory_limit_mb),
+        check_allowed=partial(
+            check_allowed, db, protected_words if not allow_protected else (), allowed_databases
+        ),
+        progress=progress,
+        executor=executor,
+    )
+    return run(
+        db, partial(_generate, plan), policy=retry, timeouts=plan.timeouts, schema=schema, finish=_timed(plan)
+    )
+
+
+def _timed(plan: _Plan) -> Callable[[Generated], Generated]:
+    from dataclasses import replace
+
+    return lambda generated: replace(generated, seconds=time.perf_counter() - plan.began)
+
+
+def _generate(plan: _Plan, attempt: Attempt) -> Steps[Generated]:
+    """One try."""
+    del attempt
+    yield from plan.check_allowed()
+    plan.check_memory()
+    tables = yield from prepare_tables(plan.dataset, create=plan.create_tables, schema=plan.schema)
+    deleted = 0
+    if plan.clean_existing or any(table.sequences for table in tables):
+        yield from lock_tables(tables)
+    if plan.clean_existing:
+        counter = StepProgress(plan.progress, "delete old test rows", None)
+        deleted = yield from delete_test_rows(tables, plan.dataset.marker)
+        counter.add(deleted)
+        counter.finish()
+        _log.info("deleted %d old test rows", deleted)
+    taken = yield from taken_numbers(tables)
+    back = (yield from drop_constraints(tables)) if plan.drop_constraints else []
+    rows, checksum = yield from _load(plan, tables, taken)
+    yield from add_constraints(back)
+    yield from reset_sequences(tables)
+    return Generated(
+        dataset=plan.dataset.name,
+        scale=plan.scale.name,
+        seed=plan.seed,
+        reference_date=plan.reference_date,
+        rows=rows,
+        deleted=deleted,
+        seconds=0.0,
+        checksum=checksum,
+    )
+
+
+def _load(plan: _Plan, tables: Sequence[Found], taken: dict[str, int]) -> Steps[tuple[dict[str, int], str]]:
+    rows: dict[str, int] = {}
+    checksums: dict[str, str] = {}
+    shards = partial(
+        plan.dataset.shards, plan.scale, seed=plan.seed, reference_date=plan.reference_date, taken=taken
+    )
+    for table in tables:
+        began = time.perf_counter()
+        source = TableSource(table, shards, plan.batch_size, plan.executor)
+        rows[table.table.name] = yield from copy_blocks(
+            table.name,
+            table.columns,
+            source.blocks,
+            batch_size=plan.batch_size,
+            schema=table.schema,
+            rows_again=source.rows,
+            progress=plan.progress,
+            total=table.table.expected_rows(plan.scale),
+            check_memory=plan.check_memory,
+            stall_timeout_s=plan.timeouts.stall_s,
+        )
+        checksums[table.table.name] = source.checksum
+        _log.info(
+            "copied %d rows into %s in %.2f s",
+            rows[table.table.name],
+            table.name,
+            time.perf_counter() - began,
+        )
+    lines = "".join(f"{name}\t{checksums[name]}\n" for name in sorted(checksums))
+    return rows, hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _scale(dataset: Dataset, scale: Scale | str) -> Scale:
+    if isinstance(scale, Scale):
+        return scale
+    if not isinstance(scale, str):
+        raise ParameterTypeError(f"scale must be a Scale or a name, not {type(scale).__name__}: {scale!r}")
+    return dataset.scale(scale)
+
+
+def _date(value: date | None) -> date:
+    if value is None:
+        from datetime import UTC
+
+        return datetime.now(tz=UTC).date()
+    if isinstance(value, datetime) or not isinstance(value, date):
+        raise ParameterTypeError(f"reference_date must be a date, not {type(value).__name__}: {value!r}")
+    return value
