@@ -12,6 +12,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 from keikaku_snapshots.datasets import keikaku_rows as rows
 from keikaku_snapshots.datasets import keikaku_tables as tables
+from keikaku_snapshots.datasets.bulk import (
+    bulk_create_offices,
+    bulk_create_staffs,
+    bulk_create_support_plan_cycles,
+    bulk_create_support_plans_and_cycles,
+    bulk_create_welfare_recipients,
+)
 from keikaku_snapshots.datasets.dataset import Dataset, Row, Scale, Shard, Table
 
 if TYPE_CHECKING:
@@ -19,6 +26,18 @@ if TYPE_CHECKING:
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+__all__ = [
+    "RECIPIENTS_PER_OFFICE",
+    "SCALES",
+    "STAFFS_PER_OFFICE",
+    "bulk_create_offices",
+    "bulk_create_staffs",
+    "bulk_create_support_plan_cycles",
+    "bulk_create_support_plans_and_cycles",
+    "bulk_create_welfare_recipients",
+    "dataset",
+]
 
 ItemT = TypeVar("ItemT")
 
