@@ -1,10 +1,8 @@
 """The configuration: YAML and environment into frozen values, every problem at once.
 
-`Settings` is the schema: its fields, their types, limits and the ``#:`` line
-above each of them are what is read, checked and printed in
-``docs/reference/configuration.md``. A value comes from, in this order: the
-option on the command line or the argument in code (the caller overrides the
-field), the environment (``KEIKAKU_`` and the path in capitals, such as
+`Settings` is the schema. A value comes from, in this order: the option on the
+command line or the argument in code (the caller overrides the field), the
+environment (``KEIKAKU_`` and the path in capitals, such as
 ``KEIKAKU_RETRY_ATTEMPTS``), the file, the default.
 
 The outside text is checked by pydantic; everything behind this module sees
@@ -13,21 +11,42 @@ frozen dataclasses only.
 
 from __future__ import annotations
 
-import dataclasses
+import math
 import os
-import types
-import typing
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from annotated_types import Ge, Gt
-
+from keikaku_snapshots.config_schema import (
+    GenerateSettings,
+    RetrySettings,
+    ScaleSettings,
+    SchemaField,
+    Settings,
+    TimeoutSettings,
+    schema,
+    variable_of,
+)
 from keikaku_snapshots.errors import ConfigurationError, NoDatabaseError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from pydantic_core import ErrorDetails
+
+__all__ = [
+    "DATABASE_VARIABLES",
+    "GenerateSettings",
+    "Loaded",
+    "RetrySettings",
+    "ScaleSettings",
+    "SchemaField",
+    "Settings",
+    "TimeoutSettings",
+    "find_database_url",
+    "load_settings",
+    "schema",
+]
 
 #: Where a database URL is looked for when none is given, in this order.
 DATABASE_VARIABLES = ("KEIKAKU_DB_URL", "PERFORMANCE_TEST_DATABASE_URL", "TEST_DATABASE_URL")
@@ -43,81 +62,6 @@ OTHER_VARIABLES = frozenset({"KEIKAKU_DB_URL", "KEIKAKU_CONFIG", "KEIKAKU_LANG"}
 FOREIGN_PREFIXES = ("KEIKAKU_TEST_", "KEIKAKU_BENCH_")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetrySettings:
-    """How often work is tried again after a connection was lost before COMMIT was sent."""
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - pydantic reads this name as it is
-
-    #: Tries in all; 1 never repeats.
-    attempts: Annotated[int, Gt(0)] = 3
-    #: Shortest wait between two tries, in seconds.
-    wait_min_s: Annotated[float, Ge(0)] = 2.0
-    #: Longest wait between two tries, in seconds; the wait doubles each time.
-    wait_max_s: Annotated[float, Ge(0)] = 10.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerateSettings:
-    """How test data is generated."""
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - pydantic reads this name as it is
-
-    #: Rows handed to PostgreSQL at a time.
-    batch_size: Annotated[int, Gt(0)] = 500
-    #: Resident memory at which the work is stopped with nothing written, in megabytes; null is no limit.
-    memory_limit_mb: Annotated[int, Gt(0)] | None = None
-    #: Snapshots kept of each name after `generate` made a new one; null keeps all.
-    keep: Annotated[int, Gt(0)] | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScaleSettings:
-    """A scale of one's own: how much of a dataset, and how long that may take."""
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - pydantic reads this name as it is
-
-    #: Offices to generate (for the Keikaku dataset); the same as `units`.
-    offices: Annotated[int, Gt(0)] | None = None
-    #: Units to generate of any other dataset, in the unit that the dataset defines.
-    units: Annotated[int, Gt(0)] | None = None
-    #: The time that generating and restoring this scale may take, in seconds; null is no limit.
-    time_limit_s: Annotated[float, Gt(0)] | None = None
-
-    @property
-    def count(self) -> int:
-        """How many units are generated, under whichever name they were given."""
-        return self.offices or self.units or 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """All settings with their defaults."""
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - pydantic reads this name as it is
-
-    #: Directory of the snapshots; relative to the working directory, so write it absolute for cron.
-    snapshot_dir: Path = Path("snapshots")
-    #: Free space that must be left on the disk of the snapshots, in megabytes; less refuses to create.
-    minimum_free_mb: Annotated[int, Ge(0)] = 1000
-    #: How long to wait for another process that works on the same snapshot or database, in seconds.
-    lock_wait_s: Annotated[float, Ge(0)] = 0.0
-    #: Directory of pg_dump, pg_restore and psql; null searches the usual places.
-    pg_bin: Path | None = None
-    #: Whole words in a database's or host's name that refuse everything that replaces data.
-    protected_words: tuple[str, ...] = ("prod", "production", "live")
-    #: Patterns of the only databases that may be replaced, such as `*_test`; empty allows all that are not protected.
-    allowed_databases: tuple[str, ...] = ()
-    #: What a restore does when the schema is not the snapshot's.
-    on_schema_mismatch: Literal["warn", "error", "ignore"] = "warn"
-    #: Tries after a lost connection.
-    retry: RetrySettings = field(default_factory=RetrySettings)
-    #: How test data is generated.
-    generate: GenerateSettings = field(default_factory=GenerateSettings)
-    #: Scales of one's own, by name; a known name replaces the built-in scale.
-    scales: dict[str, ScaleSettings] = field(default_factory=dict)
-
-
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """What `load_settings` found."""
@@ -130,25 +74,7 @@ class Loaded:
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class SchemaField:
-    """One setting as the reference page shows it."""
-
-    #: Where it stands in the file, such as ``retry.attempts``.
-    path: str
-    #: What it takes, in words.
-    expected: str
-    #: The default as it would be written in YAML; empty for a group.
-    default: str
-    #: What it means.
-    meaning: str
-    #: The variable that sets it; empty for groups and tables.
-    variable: str
-
-
-def load_settings(
-    path: Path | str | None = None, environment: Mapping[str, str] | None = None
-) -> Loaded:
+def load_settings(path: Path | str | None = None, environment: Mapping[str, str] | None = None) -> Loaded:
     """Read the configuration file and the environment.
 
     Args:
@@ -180,7 +106,9 @@ def load_settings(
     return Loaded(settings, file, tuple(warnings))
 
 
-def find_database_url(given: str | None = None, environment: Mapping[str, str] | None = None) -> tuple[str, str] | None:
+def find_database_url(
+    given: str | None = None, environment: Mapping[str, str] | None = None
+) -> tuple[str, str] | None:
     """Look up the database URL in the documented order.
 
     Args:
@@ -198,7 +126,9 @@ def find_database_url(given: str | None = None, environment: Mapping[str, str] |
     environment = os.environ if environment is None else environment
     if given is not None:
         if not given.strip():
-            raise NoDatabaseError("the database URL is empty", found="--db-url (or db_url) was given without a value")
+            raise NoDatabaseError(
+                "the database URL is empty", found="--db-url (or db_url) was given without a value"
+            )
         return given, "--db-url"
     for variable in DATABASE_VARIABLES:
         value = environment.get(variable)
@@ -210,31 +140,6 @@ def find_database_url(given: str | None = None, environment: Mapping[str, str] |
             )
         return value, variable
     return None
-
-
-def schema(kind: type = Settings, prefix: str = "") -> Iterator[SchemaField]:
-    """Walk the settings in the order of the file, groups before their members.
-
-    Args:
-        kind: The group to walk.
-        prefix: Its path with a final dot; empty at the top.
-
-    Yields:
-        One value for each setting and each group.
-    """
-    meanings = _field_comments(kind)
-    hints = typing.get_type_hints(kind, include_extras=True)
-    for item in dataclasses.fields(kind):
-        hint, path = hints[item.name], prefix + item.name
-        if dataclasses.is_dataclass(hint):
-            yield SchemaField(path, "a group", "", meanings[item.name], "")
-            yield from schema(typing.cast("type", hint), path + ".")
-        elif typing.get_origin(hint) is dict:
-            yield SchemaField(path, "a table", "{}", meanings[item.name], "")
-            yield from schema(typing.get_args(hint)[1], path + ".NAME.")
-        else:
-            variable = "" if ".NAME." in path else _variable(path)
-            yield SchemaField(path, _expected(hint), _as_yaml(item.default), meanings[item.name], variable)
 
 
 def _find_file(path: Path | str | None, environment: Mapping[str, str]) -> Path | None:
@@ -295,10 +200,6 @@ def _report_duplicates(node: Any, path: str, problems: list[str]) -> None:
         _report_duplicates(value, f"{path}{name}.", problems)
 
 
-def _variable(path: str) -> str:
-    return "KEIKAKU_" + path.replace(".", "_").upper()
-
-
 def _from_environment(
     environment: Mapping[str, str], problems: list[str]
 ) -> tuple[dict[str, str], list[str]]:
@@ -314,7 +215,9 @@ def _from_environment(
         elif name in known:
             found[known[name]] = environment[name]
         elif (
-            name.startswith("KEIKAKU_") and name not in OTHER_VARIABLES and not name.startswith(FOREIGN_PREFIXES)
+            name.startswith("KEIKAKU_")
+            and name not in OTHER_VARIABLES
+            and not name.startswith(FOREIGN_PREFIXES)
         ):
             warnings.append(f"the variable {name} is unknown and has no effect{_suggestion(name, known)}")
     return found, warnings
@@ -355,12 +258,15 @@ def _validate(data: dict[str, Any], overrides: Mapping[str, str], problems: list
 
     # Strict JSON mode: lists become tuples and texts paths, but "3" is no
     # integer and true is no number.
-    text = json.dumps(data, default=str, allow_nan=False) if _is_finite(data, "", problems) else "{}"
+    before = len(problems)
+    text = json.dumps(_json_ready(data, "", problems))
+    if len(problems) > before:
+        text = "{}"
     try:
         settings = TypeAdapter(Settings).validate_json(text, strict=True)
     except ValidationError as error:
-        for detail in error.errors(include_url=False, include_context=False):
-            problems.append(_sentence(detail, overrides))
+        details = error.errors(include_url=False, include_context=False)
+        problems.extend(_sentence(detail, overrides) for detail in details)
         return None
     _check_together(settings, problems)
     return settings
@@ -368,9 +274,11 @@ def _validate(data: dict[str, Any], overrides: Mapping[str, str], problems: list
 
 def _check_together(settings: Settings, problems: list[str]) -> None:
     """Find what no single value shows."""
-    for path in ("snapshot_dir", "pg_bin"):
-        if getattr(settings, path) == Path():
-            problems.append(f"{path}: must name a directory, got an empty text or the working directory itself")
+    problems.extend(
+        f"{path}: must name a directory, got an empty text or the working directory itself"
+        for path in ("snapshot_dir", "pg_bin")
+        if getattr(settings, path) == Path()
+    )
     for name, scale in settings.scales.items():
         if (scale.offices is None) == (scale.units is None):
             problems.append(f"scales.{name}: needs one of offices and units")
@@ -381,30 +289,37 @@ def _check_together(settings: Settings, problems: list[str]) -> None:
         )
 
 
-def _is_finite(data: Any, path: str, problems: list[str]) -> bool:
-    """Whether no number is infinite or NaN, which JSON and every limit refuse."""
+def _json_ready(data: Any, path: str, problems: list[str]) -> Any:
+    """Make what YAML knows and JSON does not into text; numbers that no limit can hold are problems."""
     if isinstance(data, dict):
-        return all([_is_finite(value, f"{path}.{key}" if path else str(key), problems) for key, value in data.items()])
-    if isinstance(data, float) and (data != data or data in {float("inf"), float("-inf")}):
+        return {
+            str(key): _json_ready(value, f"{path}.{key}".lstrip("."), problems) for key, value in data.items()
+        }
+    if isinstance(data, list):
+        return [_json_ready(value, f"{path}.{index}", problems) for index, value in enumerate(data)]
+    if isinstance(data, float) and not math.isfinite(data):
         problems.append(f"{path}: must be a finite number, got {data}")
-        return False
-    return True
+        return None
+    return data if isinstance(data, str | int | float | bool | None) else str(data)
 
 
 def _sentence(detail: ErrorDetails, overrides: Mapping[str, str]) -> str:
-    location = [str(part) for part in detail["loc"] if not str(part).startswith(("function-", "constrained-"))]
+    location = [
+        str(part) for part in detail["loc"] if not str(part).startswith(("function-", "constrained-"))
+    ]
     path = ".".join(location)
-    source = f" (from {_variable(path)})" if path in overrides else ""
+    source = f" (from {variable_of(path)})" if path in overrides else ""
     fields = {item.path: item for item in schema()}
     if detail["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
         *groups, name = location
         prefix = "".join(group + "." for group in _without_names(groups))
         known = [known[len(prefix) :] for known in fields if known.startswith(prefix)]
         return f"{path}: unknown key{_suggestion(name, [key for key in known if '.' not in key])}"
-    known_field = fields.get(".".join(_without_names(location))) or fields.get(
-        ".".join(_without_names([part for part in location if not part.isdigit()]))
-    )
-    expected = known_field.expected if known_field else "keys and values"
+    # The innermost setting that is known: an item of a list is not, its list is.
+    known_path = _without_names(location)
+    while known_path and ".".join(known_path) not in fields:
+        known_path.pop()
+    expected = fields[".".join(known_path)].expected if known_path else "keys and values"
     if expected in {"a group", "a table"}:
         expected = "keys and values"
     expected = expected.removesuffix(" or null")
@@ -418,7 +333,7 @@ def _without_names(location: list[str]) -> list[str]:
     return location
 
 
-def _suggestion(name: str, known: typing.Iterable[str]) -> str:
+def _suggestion(name: str, known: Iterable[str]) -> str:
     import difflib
 
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
@@ -429,45 +344,3 @@ def _shown(value: Any) -> str:
     text = repr(value)
     limit = 80
     return text if len(text) <= limit else text[:limit] + "…"
-
-
-def _expected(hint: Any) -> str:
-    """Say in words what a type and its limits take."""
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        inner = next(part for part in typing.get_args(hint) if part is not type(None))
-        return f"{_expected(inner)} or null"
-    if typing.get_origin(hint) is Literal:
-        return "one of " + ", ".join(typing.get_args(hint))
-    if typing.get_origin(hint) is tuple:
-        return "a list of texts"
-    if typing.get_origin(hint) is Annotated:
-        base, *limits = typing.get_args(hint)
-        word = "integer" if base is int else "number"
-        if any(isinstance(limit, Gt) for limit in limits):
-            return f"a positive {word}"
-        return "an integer of 0 or more" if base is int else "a number of 0 or more"
-    return {Path: "a path", str: "a text", bool: "true or false"}[hint]
-
-
-def _as_yaml(default: Any) -> str:
-    if default is None:
-        return "null"
-    if isinstance(default, tuple):
-        return "[" + ", ".join(map(str, default)) + "]"
-    return f"{default:g}" if isinstance(default, float) else str(default)
-
-
-def _field_comments(kind: type) -> dict[str, str]:
-    """Read the ``#:`` lines above the fields, which are the documentation of record."""
-    import inspect
-
-    meanings: dict[str, str] = {}
-    pending: list[str] = []
-    for line in inspect.getsource(kind).splitlines():
-        text = line.strip()
-        if text.startswith("#:"):
-            pending.append(text[2:].strip())
-        elif pending and ":" in text:
-            meanings[text.split(":", 1)[0]] = " ".join(pending)
-            pending = []
-    return meanings

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 #: Name of each command: its module, its attribute there, and what the list of commands says.
 COMMANDS = {
@@ -51,15 +54,13 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Suggest a near name for a misspelt command."""
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
             import difflib
 
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1, cutoff=0.5)
-            if near and "Did you mean" not in error.message:
-                error.message = f"{error.message.rstrip('.')}; did you mean {near[0]}?"
-            raise
+            near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+            ctx.fail(f"No such command {name!r}" + (f"; did you mean {near[0]}?" if near else ""))
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing one."""
@@ -90,7 +91,7 @@ def _print_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool
     help="Print the version and exit.",
 )
 def keikaku() -> None:
-    """Make realistic test data in PostgreSQL, freeze it, bring it back exactly.
+    r"""Make realistic test data in PostgreSQL, freeze it, bring it back exactly.
 
     \b
       keikaku generate --scale medium       100 offices, snapshotted

@@ -6,28 +6,32 @@ document, between colour and none, between a progress bar and lines.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 import click
 
-from keikaku_snapshots.progress import ProgressCallback
+if TYPE_CHECKING:
+    from keikaku_snapshots.progress import ProgressCallback
 
 #: Anything between the scheme and the last @ of a URL: what no parser has
 #: understood yet may still hold a password.
 _CREDENTIALS = re.compile(r"(\w+://)[^\s'\"]*@")
 
 #: Shorter secrets stand in ordinary words; replacing them would garble every message.
-_SHORTEST_SECRET = 3
+_SHORTEST_SECRET = 4
+#: From this length on a secret is replaced inside of words too.
+_LONG_SECRET = 8
 
 
 class Output:
@@ -41,16 +45,19 @@ class Output:
         self.verbose = verbose
         self.log_format = log_format
         self._secrets: set[str] = set()
+        self._redactors: list[Callable[[str], str]] = []
         self._documented = False
-        for variable in ("KEIKAKU_DB_URL", "PERFORMANCE_TEST_DATABASE_URL", "TEST_DATABASE_URL", "PGPASSWORD"):
+        for variable in ("KEIKAKU_DB_URL", "PERFORMANCE_TEST_DATABASE_URL", "TEST_DATABASE_URL"):
             self.hide(os.environ.get(variable, ""))
 
     @classmethod
     def from_arguments(cls, arguments: Sequence[str]) -> Output:
         """Look ahead at what was typed, so that even a wrong option is reported in the form asked for."""
-        typed = [part for part in arguments[: list(arguments).index("--")]] if "--" in arguments else list(arguments)
+        typed = list(itertools.takewhile(lambda part: part != "--", arguments))
         flags = "".join(part[1:] for part in typed if re.fullmatch(r"-[qv]+", part))
-        log_format = "json" if "--log-format=json" in typed or _follows(typed, "--log-format", "json") else "text"
+        log_format = (
+            "json" if "--log-format=json" in typed or _follows(typed, "--log-format", "json") else "text"
+        )
         output = cls(
             as_json="--json" in typed,
             quiet="q" in flags or "--quiet" in typed,
@@ -64,27 +71,40 @@ class Output:
     # Secrets
 
     def hide(self, url: str) -> None:
-        """Learn the password of a URL, so that it appears in no text from now on."""
+        """Learn the password of a URL, before anything has parsed it or when nothing can."""
         if "://" in url:
-            _, _, rest = url.partition("://")
-            credentials, at, _ = rest.rpartition("@")
-            _, colon, password = credentials.partition(":")
-            if at and colon:
-                self._hide_forms(password)
+            rest = url.partition("://")[2]
+            # An unescaped @ may be in the password or in a parameter.
+            for authority in {rest, rest.partition("?")[0], rest.partition("/")[0]}:
+                credentials, at, place = authority.rpartition("@")
+                user, colon, password = credentials.partition(":")
+                if at and colon:
+                    self._hide_forms(password, shown={user, *re.split(r"[:/?]", place)})
             for match in re.finditer(r"[?&](?:password|sslpassword)=([^&\s]*)", url):
-                self._hide_forms(match[1])
+                self._hide_forms(match[1], shown=set())
         for match in re.finditer(r"\bpassword\s*=\s*('(?:[^'\\]|\\.)*'|\S+)", url):
-            self._hide_forms(match[1].strip("'"))
+            self._hide_forms(match[1].strip("'"), shown=set())
 
-    def _hide_forms(self, password: str) -> None:
-        plain = unquote(password)
-        forms = {password, plain, quote(plain, safe=""), quote(plain)}
-        self._secrets |= {form for form in forms if len(form) >= _SHORTEST_SECRET}
+    def hide_by(self, redact: Callable[[str], str]) -> None:
+        """Add the redaction of a parsed URL, which knows every spelling of its password."""
+        self._redactors.append(redact)
+
+    def _hide_forms(self, password: str, shown: set[str]) -> None:
+        plain_text = unquote(password)
+        for form in {password, plain_text, quote(plain_text, safe=""), quote(plain_text)}:
+            # What equals user or database is shown anyway, and where the
+            # password itself stands `_CREDENTIALS` hides it.
+            if len(form) < _SHORTEST_SECRET or form in shown:
+                continue
+            pattern = re.escape(form)
+            self._secrets.add(pattern if len(form) >= _LONG_SECRET else rf"(?<!\w){pattern}(?!\w)")
 
     def redact(self, text: str) -> str:
         """Replace every secret that is known and everything that looks like credentials of a URL."""
-        for secret in sorted(self._secrets, key=len, reverse=True):
-            text = text.replace(secret, "***")
+        for redact in self._redactors:
+            text = redact(text)
+        for pattern in sorted(self._secrets, key=len, reverse=True):
+            text = re.sub(pattern, "***", text)
         return _CREDENTIALS.sub(r"\1***@", text)
 
     # Data, on stdout
@@ -102,7 +122,9 @@ class Output:
         if not self.as_json:
             click.echo(text)
 
-    def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozenset[int] = frozenset()) -> None:
+    def table(
+        self, headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozenset[int] = frozenset()
+    ) -> None:
         """Print aligned columns; wide characters count double.
 
         Args:
@@ -125,6 +147,10 @@ class Output:
         """Say what happened; not with -q."""
         if not self.quiet:
             self._words("info", text)
+
+    def detail(self, text: str) -> None:
+        """Say what only -v asks for, even with -q."""
+        self._words("debug", text)
 
     def warn(self, text: str) -> None:
         """Say what the user should know, even with -q."""
@@ -160,7 +186,11 @@ class Output:
             click.echo(self.redact(text), err=True)
 
     def _json_line(self, level: str, message: str, fields: Mapping[str, str]) -> None:
-        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": level, "message": message}
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "level": level,
+            "message": message,
+        }
         line |= {name: value for name, value in fields.items() if value}
         click.echo(self.redact(json.dumps(line, ensure_ascii=False)), err=True)
 
@@ -215,11 +245,11 @@ class _Handler(logging.Handler):
             self._output.warn(text)
         else:
             area = record.name.removeprefix("keikaku_snapshots.")
-            self._output.raw(f"{area}: {text}") if self._output.log_format == "text" else self._output.say(text)
+            self._output.detail(f"{area}: {text}")
 
 
 def _follows(typed: Sequence[str], option: str, value: str) -> bool:
-    return any(first == option and second == value for first, second in zip(typed, typed[1:], strict=False))
+    return any(first == option and second == value for first, second in itertools.pairwise(typed))
 
 
 def _cells(text: str) -> int:
@@ -265,7 +295,7 @@ def size(size_bytes: int) -> str:
     """
     amount = float(size_bytes)
     for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000:  # noqa: PLR2004 - the step of the units
+        if amount < 1000:
             return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
         amount /= 1000
     return f"{amount:.1f} TB"
@@ -280,8 +310,8 @@ def duration(seconds: float) -> str:
     Returns:
         Such as ``0.42 s`` or ``3 min 5 s``.
     """
-    if seconds < 10:  # noqa: PLR2004 - two more digits are of use below
+    if seconds < 10:
         return f"{seconds:.2f} s"
-    if seconds < 120:  # noqa: PLR2004 - below two minutes seconds read better
+    if seconds < 120:
         return f"{seconds:.1f} s"
     return f"{int(seconds) // 60} min {int(seconds) % 60} s"

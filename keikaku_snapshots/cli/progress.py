@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from keikaku_snapshots.progress import Progress, ProgressCallback
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from keikaku_snapshots.progress import Progress, ProgressCallback
 
 #: Longest silence without a terminal, in seconds (A11); a log without a line
 #: for longer looks like a hang.
@@ -108,16 +111,29 @@ def bars() -> Iterator[ProgressCallback]:
         The callback for the library.
     """
     from rich.console import Console
-    from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        ProgressColumn,
+        SpinnerColumn,
+        Task,
+        TaskID,
+        TextColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import Progress as RichProgress
-    from rich.progress import Task, TaskID
     from rich.text import Text
 
     class Amount(ProgressColumn):
         def render(self, task: Task) -> Text:
             return Text(str(task.fields.get("amount", "")), style="cyan")
 
-    columns = [SpinnerColumn(finished_text="✓"), TextColumn("{task.description}"), BarColumn(), Amount(), TimeRemainingColumn()]
+    columns = [
+        SpinnerColumn(finished_text="✓"),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        Amount(),
+        TimeRemainingColumn(),
+    ]
     tasks: dict[str, TaskID] = {}
     with RichProgress(*columns, console=Console(stderr=True), transient=False) as display:
 

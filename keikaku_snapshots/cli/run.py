@@ -8,12 +8,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
 from keikaku_snapshots.cli.output import Output
 from keikaku_snapshots.errors import KeikakuError
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 #: What a shell reports for a program that a signal ended is 128 and its number.
 _SIGNAL_BASE = 128
@@ -107,16 +110,20 @@ def present(error: BaseException, output: Output) -> int:
         )
     _trace(error, output)
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    return _present(output, KeikakuError.exit_code, "UnexpectedError", f"unexpected error: {text}", hint=REPORT)
+    return _present(
+        output, KeikakuError.exit_code, "UnexpectedError", f"unexpected error: {text}", hint=REPORT
+    )
 
 
-def _present(  # noqa: PLR0913 - the parts of one message
+def _present(
     output: Output, code: int, kind: str, headline: str, *, found: str = "", hint: str = "", hint_ja: str = ""
 ) -> int:
     shown_ja = hint_ja if os.environ.get("KEIKAKU_LANG", "").lower().startswith("ja") else ""
     output.error(headline, found=found, hint=hint, hint_ja=shown_ja)
     if output.as_json:
-        document = {"error": {"type": kind, "exit_code": code, "message": headline, "found": found, "hint": hint}}
+        document = {
+            "error": {"type": kind, "exit_code": code, "message": headline, "found": found, "hint": hint}
+        }
         if shown_ja:
             document["error"]["hint_ja"] = shown_ja
         output.document(document, secret_free=False)

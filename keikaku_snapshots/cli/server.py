@@ -23,7 +23,11 @@ _directory = click.option(
     help="Directory of the server's files.",
 )
 _major = click.option(
-    "--major", type=int, default=18, show_default=True, help="PostgreSQL major version; the extra brings 16 and 18."
+    "--major",
+    type=int,
+    default=18,
+    show_default=True,
+    help="PostgreSQL major version; the extra brings 16 and 18.",
 )
 
 
@@ -48,7 +52,11 @@ def server() -> None:
 @_directory
 @_major
 @click.option(
-    "--setting", "settings", metavar="NAME=VALUE", multiple=True, help="Configuration parameter, such as fsync=off."
+    "--setting",
+    "settings",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="Configuration parameter, such as fsync=off.",
 )
 @pass_session
 def start(session: Session, directory: str, major: int, settings: tuple[str, ...]) -> None:

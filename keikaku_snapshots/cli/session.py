@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,8 @@ import click
 from keikaku_snapshots.cli.output import Output
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     from keikaku_snapshots.config import Settings
     from keikaku_snapshots.postgres.url import DatabaseURL
     from keikaku_snapshots.snapshots.manager import SnapshotManager
@@ -31,6 +32,10 @@ class Session:
     def __init__(self, output: Output, options: Mapping[str, Any]) -> None:
         self.output = output
         self._options = options
+
+    def option(self, name: str) -> Any:
+        """Return a common option as it was given; None when it was not."""
+        return self._options.get(name)
 
     @cached_property
     def settings(self) -> Settings:
@@ -68,8 +73,9 @@ class Session:
             return None
         from keikaku_snapshots.postgres.url import DatabaseURL
 
-        self.output.hide(found[0])
-        return DatabaseURL.parse(found[0])
+        url = DatabaseURL.parse(found[0])
+        self.output.hide_by(url.redact)
+        return url
 
     def _embedded_url(self) -> DatabaseURL:
         from keikaku_snapshots.errors import NoDatabaseError
@@ -89,7 +95,9 @@ class Session:
             f"{'using' if running else 'started'} the embedded PostgreSQL {status.major} of "
             f"{EMBEDDED_DIRECTORY} (`keikaku server stop` ends it)"
         )
-        return server.url(EMBEDDED_DATABASE, create=True)
+        url = server.url(EMBEDDED_DATABASE, create=True)
+        self.output.hide_by(url.redact)
+        return url
 
     def manager(self, *, database: bool = True, **changes: Any) -> SnapshotManager:
         """Make the manager for this command.
@@ -99,9 +107,18 @@ class Session:
                 need no database named.
             changes: Further options of `SnapshotManager`.
         """
-        from keikaku_snapshots.doors import open_manager
+        from keikaku_snapshots.snapshots.manager import SnapshotManager
 
-        return open_manager(self.settings, self.url if database else self.named_url, **changes)
+        settings = self.settings
+        options: dict[str, Any] = {
+            "lock_wait_s": settings.lock_wait_s,
+            "minimum_free_mb": settings.minimum_free_mb,
+            "protected_words": settings.protected_words,
+            "allowed_databases": settings.allowed_databases,
+        }
+        options |= {key: value for key, value in changes.items() if value is not None}
+        url = self.url if database else self.named_url
+        return SnapshotManager(url, snapshot_dir=settings.snapshot_dir, **options)
 
 
 class Command(click.Command):
@@ -111,11 +128,17 @@ class Command(click.Command):
     common: frozenset[str] = frozenset()
 
     def __init__(
-        self, *arguments: Any, examples: Sequence[tuple[str, str]] = (), database: bool = True, **keywords: Any
+        self,
+        *arguments: Any,
+        examples: Sequence[tuple[str, str]] = (),
+        database: bool = True,
+        **keywords: Any,
     ) -> None:
         super().__init__(*arguments, **keywords)
         self.examples = tuple(examples)
-        added = [option for option in common_options() if database or option.name not in {"db_url", "embedded"}]
+        added = [
+            option for option in common_options() if database or option.name not in {"db_url", "embedded"}
+        ]
         own = {name for parameter in self.params for name in parameter.opts}
         added = [option for option in added if not own & set(option.opts)]
         self.params = [*self.params, *added]
@@ -151,7 +174,9 @@ def pass_session(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*arguments: Any, **keywords: Any) -> Any:
         context = click.get_current_context()
-        options = {key.removeprefix(_META): value for key, value in context.meta.items() if key.startswith(_META)}
+        options = {
+            key.removeprefix(_META): value for key, value in context.meta.items() if key.startswith(_META)
+        }
         output = context.find_object(Output) or Output()
         output.as_json = bool(options.get("as_json"))
         output.quiet = bool(options.get("quiet"))
@@ -188,7 +213,9 @@ def common_options() -> list[click.Option]:
             "--snapshot-dir", metavar="DIR", help="Directory of the snapshots. [env: KEIKAKU_SNAPSHOT_DIR]"
         ),
         option("--config", metavar="FILE", help="Configuration file. [env: KEIKAKU_CONFIG]"),
-        option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout; words go to stderr."),
+        option(
+            "--json", "as_json", is_flag=True, help="Print one JSON document on stdout; words go to stderr."
+        ),
         option("-q", "--quiet", is_flag=True, help="Say nothing but warnings and errors."),
         option("-v", "--verbose", count=True, help="Say more; -vv also what only developers need."),
         option(
@@ -221,5 +248,3 @@ def complete_snapshot_name(context: click.Context, _parameter: click.Parameter, 
         return []
     names = {match[1] for file in files if (match := re.match(r"([A-Za-z0-9][\w.-]*?)_\d{8}_\d{6}", file))}
     return sorted(name for name in names if name.startswith(incomplete))
-
-

@@ -1,0 +1,224 @@
+# ruff: noqa: INP001, E402 - a script that finds the checkout before it imports from it
+"""Write the pages of docs/reference from the code they describe.
+
+    python docs/generate_reference.py            write them
+    python docs/generate_reference.py --check    exit 1 when a page is not current
+
+A test checks them too, so a page can never tell another story than the program.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from keikaku_snapshots import errors
+from keikaku_snapshots.cli import COMMANDS, keikaku
+from keikaku_snapshots.cli.session import Command
+from keikaku_snapshots.config import DATABASE_VARIABLES, DEFAULT_FILES, schema
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HEAD = "<!-- Written by docs/generate_reference.py; change the code, not this page. -->\n\n"
+
+
+def main(arguments: list[str]) -> int:
+    """Write or check the pages.
+
+    Args:
+        arguments: ``--check`` or nothing.
+
+    Returns:
+        The exit code.
+    """
+    stale = []
+    for name, text in pages().items():
+        path = ROOT / "docs" / "reference" / name
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue
+        stale.append(name)
+        if "--check" not in arguments:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    if stale:
+        pass
+    return int(bool(stale) and "--check" in arguments)
+
+
+def pages() -> dict[str, str]:
+    """Return the text of each page by its file name."""
+    return {
+        "errors.md": HEAD + errors_page(),
+        "command-line.md": HEAD + command_line_page(),
+        "configuration.md": HEAD + configuration_page(),
+    }
+
+
+def errors_page() -> str:
+    """Return the page of errors and exit codes."""
+    lines = [
+        "# Errors and exit codes",
+        "",
+        "Every error of the library is a `KeikakuError` and also the builtin error that a caller would",
+        "expect. Its text says what happened, what was found and where, and what to do. At the command",
+        'line it decides the exit code; with `--json` it is one document `{"error": …}` on stdout.',
+        "Codes never change their meaning, and any other code than 0 is a failure.",
+        "",
+        "| code | meaning |",
+        "|---|---|",
+        "| 0 | done |",
+        *(f"| {code} | {meaning} |" for code, meaning in sorted(_codes().items())),
+        "| 130 | interrupted by Ctrl-C (128 and the number of the signal) |",
+        "| 141 | the reader of the output has left (SIGPIPE) |",
+        "| 143 | stopped by SIGTERM; 129 by SIGHUP |",
+        "",
+        "## The errors",
+        "",
+    ]
+    for kind, depth in _tree(errors.KeikakuError, 0):
+        lines += _error_section(kind, depth)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _codes() -> dict[int, str]:
+    found: dict[int, str] = {}
+    for kind, _ in _tree(errors.KeikakuError, 0):
+        # The first class of a code is the parent of the others.
+        found.setdefault(kind.exit_code, _first_sentence(kind))
+    return found
+
+
+def _tree(kind: type[errors.KeikakuError], depth: int) -> Iterator[tuple[type[errors.KeikakuError], int]]:
+    yield kind, depth
+    for child in kind.__subclasses__():
+        if child.__module__ == errors.__name__:
+            yield from _tree(child, depth + 1)
+
+
+def _first_sentence(kind: type) -> str:
+    text = (kind.__doc__ or "").split("\n\n", maxsplit=1)[0]
+    return " ".join(text.split()).rstrip(".")
+
+
+def _error_section(kind: type[errors.KeikakuError], depth: int) -> list[str]:
+    parents = ", ".join(f"`{parent.__name__}`" for parent in kind.__bases__)
+    lines = [f"### {kind.__name__}" if depth else f"### {kind.__name__} (the root)", ""]
+    lines += [_first_sentence(kind) + ".", ""]
+    term = f" · shown with （{kind.term}）" if kind.term else ""
+    lines += [f"Exit code {kind.exit_code} · is a {parents}{term}", ""]
+    lines += [f"- To fix this: {kind.default_hint}", f"- 対処: {kind.hint_ja}", ""]
+    return lines
+
+
+def command_line_page() -> str:
+    """Return the page of commands and options."""
+    lines = [
+        "# Command line",
+        "",
+        "`keikaku`, or `python -m keikaku_snapshots`. Data go to stdout, words to stderr; with `--json`",
+        "stdout is exactly one JSON document. Exit codes: [errors.md](errors.md).",
+        "",
+        "## Options of every command",
+        "",
+        *_options([option for option in _some_command().params if option.name in _some_command().common]),
+        f"Where no database is named, the environment is asked: {_database_variables()}.",
+        "With none of them, a terminal gets the embedded PostgreSQL of the directory; without a terminal",
+        "`--embedded` must be said, so that a cron line with an unset variable never works on an empty",
+        "database. On a terminal `restore` and `delete` show what goes and ask (`--yes` skips); without one",
+        "they run, so that cron works.",
+        "",
+        "`NO_COLOR` switches colour off. `KEIKAKU_LANG=ja` adds the remedy of an error in Japanese.",
+        "",
+    ]
+    context = click.Context(keikaku, info_name="keikaku")
+    for name in COMMANDS:
+        command = keikaku.get_command(context, name)
+        if isinstance(command, click.Group):
+            lines += [f"## keikaku {name}", "", *_help_text(command), ""]
+            for child in command.commands.values():
+                lines += _command_section(f"keikaku {name} {child.name}", child, "###")
+        elif command is not None:
+            lines += _command_section(f"keikaku {name}", command, "##")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _some_command() -> Command:
+    command = keikaku.get_command(click.Context(keikaku), "create")
+    if not isinstance(command, Command):
+        raise TypeError("create is no command of ours")
+    return command
+
+
+def _help_text(command: click.Command) -> list[str]:
+    return inspect.cleandoc((command.help or "").replace("\b", "")).splitlines()
+
+
+def _command_section(title: str, command: click.Command, level: str) -> list[str]:
+    lines = [f"{level} {title}", "", *_help_text(command), ""]
+    context = click.Context(command, info_name=title)
+    lines += ["```text", command.get_usage(context).removeprefix("Usage: "), "```", ""]
+    if isinstance(command, Command):
+        lines += _options([option for option in command.params if option.name not in command.common])
+        if command.examples:
+            lines += ["```text"]
+            for line, meaning in command.examples:
+                lines += [f"# {meaning}", line]
+            lines += ["```", ""]
+    return lines
+
+
+def _options(parameters: list[click.Parameter]) -> list[str]:
+    lines = []
+    for parameter in parameters:
+        record = parameter.get_help_record(click.Context(keikaku, info_name="keikaku"))
+        if record is not None:
+            names, words = record
+            lines.append(f"- `{names}`" + (f": {' '.join(words.split())}" if words else ""))
+    return [*lines, ""] if lines else []
+
+
+def _database_variables() -> str:
+    return ", ".join(f"`{variable}`" for variable in DATABASE_VARIABLES)
+
+
+def configuration_page() -> str:
+    """Return the page of settings."""
+    files = ", ".join(f"`{file}`" for file in DEFAULT_FILES)
+    lines = [
+        "# Configuration",
+        "",
+        f"One YAML file, named by `--config` or `KEIKAKU_CONFIG`, else the first of {files} that exists.",
+        "Everything is optional. An environment variable wins over the file, an option of the command line",
+        "over both. Unknown keys, doubled keys and wrong values are refused, all at once, with their paths.",
+        "[`config/keikaku.yml`](../../config/keikaku.yml) is a commented file with the defaults.",
+        "",
+        "| key | takes | default | variable | meaning |",
+        "|---|---|---|---|---|",
+    ]
+    for item in schema():
+        variable = f"`{item.variable}`" if item.variable else ""
+        default = f"`{item.default}`" if item.default else ""
+        lines.append(f"| `{item.path}` | {item.expected} | {default} | {variable} | {item.meaning} |")
+    lines += [
+        "",
+        "A list in a variable is separated by commas. A variable that is set but empty is refused, because",
+        "half of these come from another variable that was not set. An unknown `KEIKAKU_` variable is",
+        "reported and has no effect.",
+        "",
+        "The database URL is no setting: "
+        + ", ".join(f"`{v}`" for v in DATABASE_VARIABLES)
+        + " are asked in this order.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,126 @@
+"""`keikaku generate`: a dataset into a database, then a snapshot of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from keikaku_snapshots.cli.output import duration, size
+from keikaku_snapshots.cli.session import Command, Session, pass_session
+
+if TYPE_CHECKING:
+    from datetime import date, datetime
+
+    from keikaku_snapshots.generate import GeneratedSnapshot
+
+
+@click.command(
+    "generate",
+    cls=Command,
+    examples=[
+        (
+            "keikaku generate --scale medium",
+            "100 offices into the database, snapshotted as medium_100_offices.",
+        ),
+        (
+            "keikaku generate --scale small --seed 7 --name nightly --keep 3",
+            "Other data, own name, three versions.",
+        ),
+        ("keikaku generate --dataset shop.data:dataset --scale small", "A dataset of your own."),
+        (
+            "0 3 * * *  keikaku generate --scale medium --keep 7 -q",
+            "A cron line; silent unless something fails.",
+        ),
+    ],
+)
+@click.option(
+    "--scale",
+    default="medium",
+    show_default=True,
+    help="How much: small, medium, large, xlarge, or your own.",
+)
+@click.option("--dataset", default="keikaku", show_default=True, help="A name, or package.module:attribute.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same data.")
+@click.option(
+    "--reference-date",
+    type=click.DateTime(["%Y-%m-%d"]),
+    metavar="YYYY-MM-DD",
+    help="The day that dates hang on.  [default: today]",
+)
+@click.option("--name", metavar="NAME", help="Name of the snapshot.  [default: such as medium_100_offices]")
+@click.option(
+    "--keep", type=click.IntRange(min=1), help="Keep so many versions of this name, delete older ones."
+)
+@click.option("--batch-size", type=click.IntRange(min=1), help="Rows handed over at a time.  [default: 500]")
+@click.option(
+    "--memory-limit", type=click.IntRange(min=1), metavar="MB", help="Stop at this resident memory."
+)
+@click.option(
+    "--create-tables/--no-create-tables", default=True, show_default=True, help="Create missing tables."
+)
+@click.option(
+    "--format", "format_", type=click.Choice(["plain", "custom"]), default="plain", show_default=True
+)
+@click.option("--compression", type=click.Choice(["gzip", "zstd"]), help="Compress the snapshot.")
+@click.option("--allow-protected", is_flag=True, help="Work on a database that looks like production.")
+@pass_session
+def generate(
+    session: Session, *, scale: str, dataset: str, reference_date: datetime | None, **options: Any
+) -> None:
+    """Generate a dataset and snapshot it.
+
+    Existing test rows (is_test_data) of its tables are replaced, all other
+    rows stay; all or nothing, so it is safe to run every night.
+    """
+    from keikaku_snapshots.datasets import find_dataset
+    from keikaku_snapshots.generate import find_scale, generate_snapshot
+
+    chosen = find_dataset(dataset)
+    chosen_scale = find_scale(chosen, scale, session.settings)
+    day: date | None = reference_date.date() if reference_date else None
+    with (
+        session.manager(allow_protected=options.pop("allow_protected")) as manager,
+        session.output.progress() as show,
+    ):
+        result = generate_snapshot(
+            manager,
+            session.url,
+            chosen,
+            chosen_scale,
+            settings=session.settings,
+            reference_date=day,
+            memory_limit_mb=options.pop("memory_limit"),
+            format=options.pop("format_"),
+            progress=show,
+            **options,
+        )
+    _report(session, result)
+
+
+def _report(session: Session, result: GeneratedSnapshot) -> None:
+    generated, snapshot = result.generated, result.snapshot
+    if session.output.as_json:
+        session.output.document(
+            {
+                "dataset": generated.dataset,
+                "scale": generated.scale,
+                "seed": generated.seed,
+                "reference_date": generated.reference_date,
+                "rows": generated.rows,
+                "seconds": generated.seconds,
+                "snapshot": snapshot,
+                "deleted": result.deleted,
+            }
+        )
+    total = sum(generated.rows.values())
+    rate = total / generated.seconds if generated.seconds else 0.0
+    session.output.say(
+        f"generated {total:,} rows in {len(generated.rows)} tables in {duration(generated.seconds)} "
+        f"({rate:,.0f} rows/s)"
+    )
+    session.output.say(
+        f"snapshot {snapshot.name} {snapshot.version}: {snapshot.path} ({size(snapshot.size_bytes)})"
+    )
+    for old in result.deleted:
+        session.output.say(f"deleted {old.name} {old.version}")

@@ -1,0 +1,275 @@
+"""`keikaku create`, `restore`, `delete`: make a snapshot, bring it back, remove it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from keikaku_snapshots.cli.output import duration, size
+from keikaku_snapshots.cli.session import Command, Session, complete_snapshot_name, pass_session
+
+if TYPE_CHECKING:
+    from keikaku_snapshots.snapshots.manager import SnapshotManager
+    from keikaku_snapshots.snapshots.manifest import Snapshot
+
+#: Longest wait for counting the rows that a restore replaces, in milliseconds;
+#: the question must not take longer than the restore.
+_COUNT_TIMEOUT_S = 5.0
+
+_name = click.argument("name", shell_complete=complete_snapshot_name)
+_lock_wait = click.option(
+    "--lock-wait",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Wait for another process.  [default: 0]",
+)
+_allow_protected = click.option(
+    "--allow-protected", is_flag=True, help="Work on a database that looks like production."
+)
+
+
+@click.command(
+    "create",
+    cls=Command,
+    examples=[
+        ("keikaku create before_migration", "The whole database as it is now."),
+        ("keikaku create nightly --format custom --keep 7 -q", "For cron: silent, seven versions kept."),
+    ],
+)
+@_name
+@click.option("--description", default="", help="What it is for.")
+@click.option("--version", metavar="VERSION", help="A version of your own instead of the time.")
+@click.option("--overwrite", is_flag=True, help="Replace this --version when the new one is complete.")
+@click.option("--format", type=click.Choice(["plain", "custom"]), default="plain", show_default=True)
+@click.option("--compression", type=click.Choice(["gzip", "zstd"]), help="Compress the file.")
+@click.option("--level", type=int, help="Level of the compression.")
+@click.option("--clean", is_flag=True, help="Add DROP statements for psql by hand (see docs).")
+@click.option("--owners/--no-owners", default=True, show_default=True, help="Keep owners and grants.")
+@click.option("--tag", "tags", multiple=True, help="A free word; may be repeated.")
+@click.option("--pinned", is_flag=True, help="Never deleted by --keep.")
+@click.option(
+    "--keep", type=click.IntRange(min=1), help="Keep so many versions of this name, delete older ones."
+)
+@_lock_wait
+@pass_session
+def create(session: Session, *, name: str, keep: int | None, lock_wait: float | None, **options: Any) -> None:
+    """Make a snapshot of a database.
+
+    It appears complete with its checksum, or not at all.
+    """
+    with session.manager(lock_wait_s=lock_wait) as manager, session.output.progress() as show:
+        snapshot = manager.create_snapshot(name, progress=show, **options)
+        deleted = manager.delete_old_snapshots(name, keep_count=keep) if keep else []
+    if session.output.as_json:
+        session.output.document({"snapshot": snapshot, "deleted": deleted})
+    session.output.say(
+        f"created {snapshot.name} {snapshot.version}: {snapshot.path} ({size(snapshot.size_bytes)})"
+    )
+    for old in deleted:
+        session.output.say(f"deleted {old.name} {old.version}")
+
+
+@click.command(
+    "restore",
+    cls=Command,
+    examples=[
+        ("keikaku restore medium_100_offices", "The newest valid version; asks on a terminal."),
+        (
+            "keikaku restore medium_100_offices --version 20250131_031500 --yes",
+            "An exact version, without asking.",
+        ),
+        (
+            "keikaku restore medium_100_offices --dry-run",
+            "Check the snapshot and say what would be replaced.",
+        ),
+        ("keikaku restore medium_100_offices --disconnect", "End other sessions to use the fast way."),
+    ],
+)
+@_name
+@click.option("--version", metavar="VERSION", help="An exact version.  [default: the newest valid one]")
+@click.option(
+    "--strategy",
+    type=click.Choice(["auto", "in_place", "swap"]),
+    default="auto",
+    show_default=True,
+    help="in_place keeps sessions connected; swap builds beside and renames.",
+)
+@click.option(
+    "--on-schema-mismatch",
+    type=click.Choice(["warn", "error", "ignore"]),
+    help="When the schema differs.  [default: warn]",
+)
+@click.option("--disconnect", is_flag=True, help="End other sessions of the database.")
+@click.option("--from-other-database", is_flag=True, help="Restore over another application's tables.")
+@click.option("--trust", is_flag=True, help="Take a file that has no manifest.")
+@_allow_protected
+@_lock_wait
+@click.option("--dry-run", is_flag=True, help="Check and tell, change nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@pass_session
+def restore(
+    session: Session,
+    *,
+    name: str,
+    version: str | None,
+    dry_run: bool,
+    yes: bool,
+    allow_protected: bool,
+    lock_wait: float | None,
+    on_schema_mismatch: str | None,
+    disconnect: bool,
+    **options: Any,
+) -> None:
+    """Bring a database back to a snapshot, exactly.
+
+    All or nothing: on any error the database is as it was. On a terminal it
+    shows what will be replaced and asks; without one it runs, so that cron
+    works.
+    """
+    with session.manager(allow_protected=allow_protected, lock_wait_s=lock_wait) as manager:
+        snapshot = manager.get_snapshot(name, version)
+        if dry_run:
+            _tell_restore(session, manager, snapshot)
+            return
+        if session.output.on_terminal and not yes:
+            _ask_restore(session, snapshot)
+        with session.output.progress() as show:
+            restored = manager.restore_snapshot(
+                name,
+                version,
+                disconnect=disconnect,
+                on_schema_mismatch=on_schema_mismatch or session.settings.on_schema_mismatch,
+                progress=show,
+                **options,
+            )
+    for warning in restored.warnings:
+        session.output.warn(warning)
+    if session.output.as_json:
+        session.output.document(restored)
+    session.output.say(
+        f"restored {restored.snapshot.name} {restored.snapshot.version} into {session.url.location} "
+        f"in {duration(restored.seconds)} ({restored.strategy}: {restored.reason})"
+    )
+
+
+@click.command(
+    "delete",
+    cls=Command,
+    database=False,
+    examples=[
+        ("keikaku delete nightly --version 20250131_031500", "One version."),
+        ("keikaku delete nightly --keep 3 --dry-run", "Show what would go if three were kept."),
+        ("keikaku delete nightly --all --yes", "Every version of this name, without asking."),
+    ],
+)
+@_name
+@click.option("--version", metavar="VERSION", help="The version to delete.")
+@click.option("--keep", type=click.IntRange(min=1), help="Delete all but the newest N.")
+@click.option("--all", "everything", is_flag=True, help="Delete every version of this name.")
+@_lock_wait
+@click.option("--dry-run", is_flag=True, help="Show, delete nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@pass_session
+def delete(
+    session: Session,
+    *,
+    name: str,
+    version: str | None,
+    keep: int | None,
+    everything: bool,
+    lock_wait: float | None,
+    dry_run: bool,
+    yes: bool,
+) -> None:
+    """Delete one version of a snapshot, all but the newest, or all.
+
+    One that is being restored is refused. On a terminal it asks.
+    """
+    if [version is not None, keep is not None, everything].count(True) != 1:
+        raise click.UsageError("give one of --version, --keep and --all")
+    with session.manager(database=False, lock_wait_s=lock_wait) as manager:
+        doomed = _chosen(manager, name, version, keep)
+        if not dry_run and doomed:
+            if session.output.on_terminal and not yes:
+                _ask_delete(session, doomed)
+            if keep is not None:
+                doomed = manager.delete_old_snapshots(name, keep_count=keep)
+            else:
+                doomed = [snapshot for snapshot in doomed if manager.delete_snapshot(name, snapshot.version)]
+    if session.output.as_json:
+        session.output.document({"dry_run": dry_run, "deleted": [] if dry_run else doomed, "chosen": doomed})
+    for snapshot in doomed:
+        verb = "would delete" if dry_run else "deleted"
+        session.output.say(f"{verb} {snapshot.name} {snapshot.version} ({size(snapshot.size_bytes)})")
+    if not doomed:
+        session.output.say("nothing to delete")
+
+
+def _chosen(manager: SnapshotManager, name: str, version: str | None, keep: int | None) -> list[Snapshot]:
+    from keikaku_snapshots.errors import SnapshotNotFoundError
+
+    versions = manager.list_snapshots(name)
+    if version is not None:
+        versions = [snapshot for snapshot in versions if snapshot.version == version]
+    if not versions:
+        which = f"{name!r} version {version!r}" if version else repr(name)
+        raise SnapshotNotFoundError(f"there is no snapshot {which}")
+    if keep is None:
+        return versions
+    valid = [snapshot for snapshot in versions if snapshot.is_valid]
+    return [snapshot for snapshot in valid[keep:] if not snapshot.pinned]
+
+
+def _ask_delete(session: Session, doomed: list[Snapshot]) -> None:
+    for snapshot in doomed:
+        session.output.raw(f"  {snapshot.name} {snapshot.version} ({size(snapshot.size_bytes)})")
+    if not session.output.confirm(f"Delete {'these' if len(doomed) > 1 else 'this'}?"):
+        raise click.Abort
+
+
+def _replaced(session: Session) -> dict[str, int] | None:
+    """Count the rows that are in the database now; None when that takes too long."""
+    from keikaku_snapshots.errors import OperationTimeoutError
+    from keikaku_snapshots.postgres.catalog import row_counts
+    from keikaku_snapshots.postgres.connect import connect
+
+    try:
+        with connect(session.url, statement_timeout_s=_COUNT_TIMEOUT_S) as connection:
+            return row_counts(connection)
+    except OperationTimeoutError:
+        return None
+
+
+def _replaced_in_words(counts: dict[str, int] | None) -> str:
+    if counts is None:
+        return "an unknown number of rows (counting took too long)"
+    return f"{sum(counts.values()):,} rows in {len(counts)} tables"
+
+
+def _ask_restore(session: Session, snapshot: Snapshot) -> None:
+    session.output.raw(f"  snapshot  {snapshot.name} {snapshot.version} ({size(snapshot.size_bytes)})")
+    session.output.raw(f"  database  {session.url.location}")
+    session.output.raw(f"  replaces  {_replaced_in_words(_replaced(session))}")
+    if not session.output.confirm("Restore?"):
+        raise click.Abort
+
+
+def _tell_restore(session: Session, manager: SnapshotManager, snapshot: Snapshot) -> None:
+    """Do everything of a restore that changes nothing, and tell."""
+    manager.verify_snapshot(snapshot.name, snapshot.version)
+    counts = _replaced(session)
+    if session.output.as_json:
+        session.output.document(
+            {
+                "dry_run": True,
+                "snapshot": snapshot,
+                "database": session.url.location,
+                "row_counts_now": counts,
+            }
+        )
+    session.output.say(f"{snapshot.name} {snapshot.version} is whole")
+    session.output.say(
+        f"dry run; restoring it into {session.url.location} would replace {_replaced_in_words(counts)} "
+        f"by {sum(snapshot.row_counts.values()):,} rows in {len(snapshot.row_counts)} tables"
+    )

@@ -1,0 +1,211 @@
+"""The settings: what the configuration holds, as frozen values that describe themselves.
+
+The fields, their types, limits and the ``#:`` line above each of them are
+what `keikaku_snapshots.config` reads and checks and what is printed in
+``docs/reference/configuration.md``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt
+
+if typing.TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetrySettings:
+    """How often work is tried again after a connection was lost before COMMIT was sent."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - pydantic reads this name as it is
+
+    #: Tries in all; 1 never repeats.
+    attempts: Annotated[int, Gt(0)] = 3
+    #: Shortest wait between two tries, in seconds.
+    wait_min_s: Annotated[float, Ge(0)] = 2.0
+    #: Longest wait between two tries, in seconds; the wait doubles each time.
+    wait_max_s: Annotated[float, Ge(0)] = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeoutSettings:
+    """How long each kind of waiting may take while data is generated; null waits for ever."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - pydantic reads this name as it is
+
+    #: Opening a connection, in seconds.
+    connect_s: Annotated[float, Gt(0)] = 10.0
+    #: One statement on the server, in seconds.
+    statement_s: Annotated[float, Gt(0)] | None = 600.0
+    #: Waiting for a lock that another session holds, in seconds.
+    lock_s: Annotated[float, Gt(0)] | None = 10.0
+    #: A COPY that takes no more rows, in seconds.
+    stall_s: Annotated[float, Gt(0)] | None = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateSettings:
+    """How test data is generated."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - pydantic reads this name as it is
+
+    #: Rows handed to PostgreSQL at a time.
+    batch_size: Annotated[int, Gt(0)] = 500
+    #: Resident memory at which the work is stopped with nothing written, in megabytes; null is no limit.
+    memory_limit_mb: Annotated[int, Gt(0)] | None = None
+    #: Snapshots kept of each name after `generate` made a new one; null keeps all.
+    keep: Annotated[int, Gt(0)] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleSettings:
+    """A scale of one's own: how much of a dataset, and how long that may take."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - pydantic reads this name as it is
+
+    #: Offices to generate (for the Keikaku dataset); the same as `units`.
+    offices: Annotated[int, Gt(0)] | None = None
+    #: Units to generate of any other dataset, in the unit that the dataset defines.
+    units: Annotated[int, Gt(0)] | None = None
+    #: Rows of a kind for each unit, such as `staffs` and `recipients`; what is left out is the dataset's own.
+    per_unit: dict[str, Annotated[int, Gt(0)]] = field(default_factory=dict)
+    #: Seconds that generating may take before the performance report calls it a failure; null is no limit.
+    limit_s: Annotated[float, Gt(0)] | None = None
+
+    @property
+    def count(self) -> int:
+        """How many units are generated, under whichever name they were given."""
+        return self.offices or self.units or 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All settings with their defaults."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - pydantic reads this name as it is
+
+    #: Directory of the snapshots; relative to the working directory, so write it absolute for cron.
+    snapshot_dir: Path = Path("snapshots")
+    #: Free space that must be left on the disk of the snapshots, in megabytes; less refuses to create.
+    minimum_free_mb: Annotated[int, Ge(0)] = 1000
+    #: How long to wait for another process that works on the same snapshot or database, in seconds.
+    lock_wait_s: Annotated[float, Ge(0)] = 0.0
+    #: Directory of pg_dump, pg_restore and psql; null searches the usual places.
+    pg_bin: Path | None = None
+    #: Whole words in a database's or host's name that refuse everything that replaces data.
+    protected_words: tuple[str, ...] = ("prod", "production", "live")
+    #: Patterns of the only databases that may be replaced, such as `*_test`; empty allows every one that
+    #: is not protected.
+    allowed_databases: tuple[str, ...] = ()
+    #: What a restore does when the schema is not the snapshot's.
+    on_schema_mismatch: Literal["warn", "error", "ignore"] = "warn"
+    #: Tries after a lost connection.
+    retry: RetrySettings = field(default_factory=RetrySettings)
+    #: How long waiting may take while data is generated.
+    timeouts: TimeoutSettings = field(default_factory=TimeoutSettings)
+    #: How test data is generated.
+    generate: GenerateSettings = field(default_factory=GenerateSettings)
+    #: Scales of one's own, by name; a known name replaces the built-in scale.
+    scales: dict[str, ScaleSettings] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaField:
+    """One setting as the reference page shows it."""
+
+    #: Where it stands in the file, such as ``retry.attempts``.
+    path: str
+    #: What it takes, in words.
+    expected: str
+    #: The default as it would be written in YAML; empty for a group.
+    default: str
+    #: What it means.
+    meaning: str
+    #: The variable that sets it; empty for groups and tables.
+    variable: str
+
+
+def schema(kind: type = Settings, prefix: str = "") -> Iterator[SchemaField]:
+    """Walk the settings in the order of the file, groups before their members.
+
+    Args:
+        kind: The group to walk.
+        prefix: Its path with a final dot; empty at the top.
+
+    Yields:
+        One value for each setting and each group.
+    """
+    meanings = _field_comments(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for item in dataclasses.fields(kind):
+        hint, path = hints[item.name], prefix + item.name
+        if dataclasses.is_dataclass(hint):
+            yield SchemaField(path, "a group", "", meanings[item.name], "")
+            yield from schema(typing.cast("type", hint), path + ".")
+        elif typing.get_origin(hint) is dict:
+            values = typing.get_args(hint)[1]
+            expected = (
+                "a table" if dataclasses.is_dataclass(values) else f"names, each with {_expected(values)}"
+            )
+            yield SchemaField(path, expected, "{}", meanings[item.name], "")
+            if dataclasses.is_dataclass(values):
+                yield from schema(typing.cast("type", values), path + ".NAME.")
+        else:
+            variable = "" if ".NAME." in path else variable_of(path)
+            yield SchemaField(path, _expected(hint), _as_yaml(item.default), meanings[item.name], variable)
+
+
+def variable_of(path: str) -> str:
+    """Return the environment variable that sets a path, such as ``KEIKAKU_RETRY_ATTEMPTS``."""
+    return "KEIKAKU_" + path.replace(".", "_").upper()
+
+
+def _expected(hint: Any) -> str:
+    """Say in words what a type and its limits take."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        inner = next(part for part in typing.get_args(hint) if part is not type(None))
+        return f"{_expected(inner)} or null"
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return "a list of texts"
+    if typing.get_origin(hint) is Annotated:
+        base, *limits = typing.get_args(hint)
+        word = "integer" if base is int else "number"
+        if any(isinstance(limit, Gt) for limit in limits):
+            return f"a positive {word}"
+        return "an integer of 0 or more" if base is int else "a number of 0 or more"
+    return {Path: "a path", str: "a text", bool: "true or false"}[hint]
+
+
+def _as_yaml(default: Any) -> str:
+    if default is None:
+        return "null"
+    if isinstance(default, tuple):
+        return "[" + ", ".join(map(str, default)) + "]"
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+@cache
+def _field_comments(kind: type) -> dict[str, str]:
+    """Read the ``#:`` lines above the fields, which are the documentation of record."""
+    import inspect
+
+    meanings: dict[str, str] = {}
+    pending: list[str] = []
+    for line in inspect.getsource(kind).splitlines():
+        text = line.strip()
+        if text.startswith("#:"):
+            pending.append(text[2:].strip())
+        elif pending and ":" in text:
+            meanings[text.split(":", 1)[0]] = " ".join(pending)
+            pending = []
+    return meanings

@@ -1,0 +1,163 @@
+"""Generate a dataset, then snapshot it: the door that joins the two rooms.
+
+``python -m keikaku_snapshots.generate --scale medium`` is the same as
+``keikaku generate --scale medium``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datetime import date
+
+    from keikaku_snapshots.config import Settings
+    from keikaku_snapshots.datasets import Dataset, Generated, Scale, Timeouts
+    from keikaku_snapshots.postgres.connect import RetryPolicy
+    from keikaku_snapshots.postgres.url import DatabaseURL
+    from keikaku_snapshots.progress import ProgressCallback
+    from keikaku_snapshots.snapshots.manager import SnapshotManager
+    from keikaku_snapshots.snapshots.manifest import Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedSnapshot:
+    """What `generate_snapshot` made."""
+
+    #: The generated data: rows of each table, seconds.
+    generated: Generated
+    #: The snapshot of the database afterwards.
+    snapshot: Snapshot
+    #: Older versions that were deleted because of ``keep``.
+    deleted: tuple[Snapshot, ...]
+
+
+def find_scale(dataset: Dataset, name: str, settings: Settings) -> Scale:
+    """Find a scale: the configuration's own before the dataset's.
+
+    Args:
+        dataset: The dataset.
+        name: The name of the scale.
+        settings: The configuration; its scales may leave out what the
+            dataset's own scales say for each unit.
+
+    Returns:
+        The scale.
+
+    Raises:
+        UnknownScaleError: There is none of this name; those there are are listed.
+    """
+    from keikaku_snapshots.datasets import Scale
+
+    usual = dict(dataset.scales[0].per_unit) if dataset.scales else {}
+    extra = [
+        Scale(own, scale.count, limit_s=scale.limit_s, per_unit={**usual, **scale.per_unit})
+        for own, scale in settings.scales.items()
+    ]
+    return dataset.scale(name, extra=extra)
+
+
+def generate_snapshot(
+    manager: SnapshotManager,
+    url: DatabaseURL,
+    dataset: Dataset,
+    scale: Scale,
+    *,
+    settings: Settings,
+    seed: int = 0,
+    reference_date: date | None = None,
+    batch_size: int | None = None,
+    memory_limit_mb: int | None = None,
+    create_tables: bool = True,
+    name: str | None = None,
+    keep: int | None = None,
+    format: str = "plain",  # noqa: A002 - the name of the manager's parameter
+    compression: str | None = None,
+    progress: ProgressCallback | None = None,
+) -> GeneratedSnapshot:
+    """Generate a dataset into a database and make a snapshot of it.
+
+    Test rows that are there are replaced, all other rows stay; safe to run
+    every night. Older versions are deleted only after the new one is complete.
+
+    Args:
+        manager: Makes the snapshot.
+        url: The database; the manager's own.
+        dataset: What is generated.
+        scale: How much.
+        settings: Defaults for what is None below, and the retry policy.
+        seed: The same seed, scale and reference date give the same bytes.
+        reference_date: The day that dates hang on; today when None.
+        batch_size: Rows handed to PostgreSQL at a time.
+        memory_limit_mb: Resident memory at which the work stops, in megabytes.
+        create_tables: Create tables that are missing.
+        name: Name of the snapshot; such as ``medium_100_offices`` when None.
+        keep: Versions of this name to keep; None keeps all.
+        format: Format of the snapshot.
+        compression: Compression of the snapshot.
+        progress: Called as the work goes on.
+
+    Returns:
+        What was generated, the snapshot, what was deleted.
+    """
+    from keikaku_snapshots.datasets import generate
+
+    generated = generate(
+        dataset,
+        scale,
+        url,
+        seed=seed,
+        reference_date=reference_date,
+        batch_size=settings.generate.batch_size if batch_size is None else batch_size,
+        create_tables=create_tables,
+        retry=_retry_policy(settings),
+        timeouts=_timeouts(settings),
+        memory_limit_mb=settings.generate.memory_limit_mb if memory_limit_mb is None else memory_limit_mb,
+        progress=progress,
+    )
+    snapshot_name = name or dataset.snapshot_name(scale)
+    snapshot = manager.create_snapshot(
+        snapshot_name,
+        description=f"{dataset.name} {scale.name}: {scale.units:,} {dataset.unit}, seed {seed}",
+        format=format,
+        compression=compression,
+        metadata=_metadata(dataset, scale, generated),
+        progress=progress,
+    )
+    wanted = settings.generate.keep if keep is None else keep
+    deleted = manager.delete_old_snapshots(snapshot_name, keep_count=wanted) if wanted else []
+    return GeneratedSnapshot(generated, snapshot, tuple(deleted))
+
+
+def _retry_policy(settings: Settings) -> RetryPolicy:
+    from keikaku_snapshots.postgres.connect import RetryPolicy
+
+    retry = settings.retry
+    return RetryPolicy(attempts=retry.attempts, wait_min_s=retry.wait_min_s, wait_max_s=retry.wait_max_s)
+
+
+def _timeouts(settings: Settings) -> Timeouts:
+    from keikaku_snapshots.datasets import Timeouts
+
+    given = settings.timeouts
+    return Timeouts(given.connect_s, given.statement_s, given.lock_s, given.stall_s)
+
+
+def _metadata(dataset: Dataset, scale: Scale, generated: Generated) -> dict[str, Any]:
+    return {
+        "dataset": dataset.name,
+        "scale": scale.name,
+        "units": scale.units,
+        "seed": generated.seed,
+        "reference_date": generated.reference_date.isoformat(),
+        "rows": dict(generated.rows),
+    }
+
+
+if __name__ == "__main__":
+    import sys
+
+    from keikaku_snapshots.cli import main
+
+    main(["generate", *sys.argv[1:]], program="python -m keikaku_snapshots")
