@@ -1,25 +1,47 @@
-"""What a database holds: tables in foreign-key order, row counts, sequences, extensions, Alembic heads.
+"""What a database holds: the one module to import for it.
 
-Every function takes a connection and works inside the caller's transaction
-where there is one, so that counts can be taken in an exported snapshot.
+Tables, their order and counts are in `tables`, sequences in `sequences`, the
+schema's digest in `fingerprint`, owners and grants in `ownership`.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING
 
 from psycopg import sql
 
-from keikaku_snapshots.errors import UsageError
-from keikaku_snapshots.postgres.filters import USER_SCHEMA, not_extension_member
-from keikaku_snapshots.postgres.fingerprint import Fingerprint, difference, fingerprint, names_and_types
-from keikaku_snapshots.postgres.ordering import order_by_references
+from keikaku_snapshots.postgres.filters import USER_SCHEMA
+from keikaku_snapshots.postgres.fingerprint import (
+    Fingerprint,
+    difference,
+    fingerprint,
+    names_and_types,
+    needs_value,
+)
+from keikaku_snapshots.postgres.ownership import (
+    OwnershipStatement,
+    apply_owners_and_grants,
+    owners_and_grants,
+    roles_needed,
+)
+from keikaku_snapshots.postgres.sequences import SequenceState, reset_sequences, sequences
+from keikaku_snapshots.postgres.tables import (
+    Column,
+    ForeignKey,
+    TableInfo,
+    TableName,
+    TableOrder,
+    columns,
+    foreign_keys,
+    row_counts,
+    table_order,
+    tables,
+    unfiltered,
+    user_tables,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
     from keikaku_snapshots.postgres.connect import Connection
 
 __all__ = [
@@ -27,11 +49,13 @@ __all__ = [
     "Extension",
     "Fingerprint",
     "ForeignKey",
+    "OwnershipStatement",
     "SequenceState",
     "TableInfo",
     "TableName",
     "TableOrder",
     "alembic_heads",
+    "apply_owners_and_grants",
     "columns",
     "database_size_bytes",
     "difference",
@@ -40,7 +64,10 @@ __all__ = [
     "foreign_keys",
     "large_object_count",
     "names_and_types",
+    "needs_value",
+    "owners_and_grants",
     "reset_sequences",
+    "roles_needed",
     "row_counts",
     "sequences",
     "table_order",
@@ -48,132 +75,6 @@ __all__ = [
     "unfiltered",
     "user_tables",
 ]
-
-#: Tables counted by one statement: few round trips, yet a statement that is parsed in no time.
-COUNT_BATCH = 50
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class TableName:
-    """A relation's schema and name."""
-
-    #: Schema.
-    schema: str
-    #: Name within the schema.
-    name: str
-
-    @property
-    def text(self) -> str:
-        """``schema.name``, with quotes only where a name holds a dot or a quote."""
-        return f"{_plain(self.schema)}.{_plain(self.name)}"
-
-    @property
-    def identifier(self) -> sql.Identifier:
-        """The name for a psycopg statement."""
-        return sql.Identifier(self.schema, self.name)
-
-    def __str__(self) -> str:
-        return self.text
-
-
-def _plain(name: str) -> str:
-    if "." in name or '"' in name:
-        return '"' + name.replace('"', '""') + '"'
-    return name
-
-
-@dataclass(frozen=True, slots=True)
-class TableInfo:
-    """A table of the user and its place among partitions."""
-
-    #: Schema and name.
-    name: TableName
-    #: Object id.
-    oid: int
-    #: "table", or "partitioned" for one that holds no rows itself.
-    kind: Literal["table", "partitioned"]
-    #: The topmost partitioned table, for a partition.
-    root: TableName | None
-    #: Direct parents by old-style inheritance.
-    inherits: tuple[TableName, ...]
-    #: True if rows are not written to the log and are empty after a crash.
-    unlogged: bool
-    #: Owner role.
-    owner: str
-    #: Bytes on disk, indexes and out-of-line values included.
-    size_bytes: int
-
-    @property
-    def holds_rows(self) -> bool:
-        """True for an ordinary table and for a leaf partition."""
-        return self.kind == "table"
-
-
-@dataclass(frozen=True, slots=True)
-class ForeignKey:
-    """A foreign key between tables; of partitioned tables only the one that was declared."""
-
-    #: Constraint name.
-    name: str
-    #: The table that refers.
-    table: TableName
-    #: Its columns.
-    columns: tuple[str, ...]
-    #: The table referred to.
-    references: TableName
-    #: Its columns.
-    referenced_columns: tuple[str, ...]
-    #: True if the check can wait until COMMIT.
-    deferrable: bool
-    #: True if it waits without being asked.
-    initially_deferred: bool
-    #: True if one of the columns may be NULL.
-    nullable: bool
-    #: "no action", "restrict", "cascade", "set null" or "set default".
-    on_delete: str
-    #: False for NOT VALID.
-    validated: bool
-    #: The constraint as SQL, every name with its schema.
-    definition: str
-
-
-@dataclass(frozen=True, slots=True)
-class TableOrder:
-    """Root tables, parents before children, and what stood in the way."""
-
-    #: Every root table, referenced tables first; the same for the same schema.
-    tables: tuple[TableName, ...]
-    #: Groups of tables that refer to each other in a circle.
-    cycles: tuple[tuple[TableName, ...], ...]
-    #: Tables that refer to themselves.
-    self_references: tuple[TableName, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column of a table, in the table's order."""
-
-    #: Name.
-    name: str
-    #: Type as SQL, such as "character varying(255)".
-    type: str
-    #: True for NOT NULL.
-    not_null: bool
-    #: True if INSERT may leave it out: a default, an identity, or a domain's default.
-    has_default: bool
-    #: True for GENERATED ALWAYS AS (…): it cannot be written at all.
-    generated: bool
-    #: "always", "by default" or "".
-    identity: str
-
-
-class SequenceState(NamedTuple):
-    """Where a sequence stands."""
-
-    #: The value last given out, or the next one if `is_called` is False.
-    last_value: int
-    #: Whether `last_value` was given out.
-    is_called: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,361 +91,6 @@ class Extension:
     owner: str
     #: True if a role without superuser rights may create it.
     trusted: bool
-
-
-_TABLES = f"""
-SELECT n.nspname, c.relname, c.oid, c.relkind::text, c.relispartition, c.relpersistence = 'u',
-       pg_catalog.pg_get_userbyid(c.relowner), pg_catalog.pg_total_relation_size(c.oid),
-       root_n.nspname, root_c.relname,
-       ARRAY(SELECT ARRAY[pn.nspname::text, p.relname::text] FROM pg_catalog.pg_inherits i
-             JOIN pg_catalog.pg_class p ON p.oid = i.inhparent
-             JOIN pg_catalog.pg_namespace pn ON pn.oid = p.relnamespace
-             WHERE i.inhrelid = c.oid AND NOT c.relispartition ORDER BY i.inhseqno)
-FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-LEFT JOIN pg_catalog.pg_class root_c
-    ON c.relispartition AND root_c.oid = pg_catalog.pg_partition_root(c.oid)
-LEFT JOIN pg_catalog.pg_namespace root_n ON root_n.oid = root_c.relnamespace
-WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND {USER_SCHEMA}
-  AND {not_extension_member("pg_class", "c.oid")}
-ORDER BY n.nspname, c.relname
-"""  # noqa: S608 - constants of this package
-
-
-def tables(connection: Connection) -> list[TableInfo]:
-    """List every table of the user, partitions included, sorted by name.
-
-    Tables of extensions, temporary tables and our own are left out.
-
-    Args:
-        connection: The database.
-
-    Returns:
-        Tables with their place among partitions.
-    """
-    found = []
-    for row in connection.execute(_TABLES).fetchall():
-        schema, name, oid, kind, _, unlogged, owner, size, root_schema, root_name, parents = row
-        found.append(
-            TableInfo(
-                name=TableName(schema, name),
-                oid=oid,
-                kind="partitioned" if kind == "p" else "table",
-                root=TableName(root_schema, root_name) if root_name is not None else None,
-                inherits=tuple(TableName(*parent) for parent in parents),
-                unlogged=unlogged,
-                owner=owner,
-                size_bytes=size or 0,
-            )
-        )
-    return found
-
-
-_FOREIGN_KEYS = f"""
-SELECT k.conname, n.nspname, c.relname, fn.nspname, f.relname,
-       ARRAY(SELECT a.attname::text FROM unnest(k.conkey) WITH ORDINALITY u(num, pos)
-             JOIN pg_catalog.pg_attribute a ON a.attrelid = k.conrelid AND a.attnum = u.num ORDER BY u.pos),
-       ARRAY(SELECT a.attname::text FROM unnest(k.confkey) WITH ORDINALITY u(num, pos)
-             JOIN pg_catalog.pg_attribute a ON a.attrelid = k.confrelid AND a.attnum = u.num ORDER BY u.pos),
-       k.condeferrable, k.condeferred,
-       EXISTS (SELECT 1 FROM pg_catalog.pg_attribute a
-               WHERE a.attrelid = k.conrelid AND a.attnum = ANY (k.conkey) AND NOT a.attnotnull),
-       k.confdeltype::text, k.convalidated, pg_catalog.pg_get_constraintdef(k.oid)
-FROM pg_catalog.pg_constraint k
-JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
-JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-JOIN pg_catalog.pg_class f ON f.oid = k.confrelid
-JOIN pg_catalog.pg_namespace fn ON fn.oid = f.relnamespace
-WHERE k.contype = 'f' AND k.conparentid = 0 AND {USER_SCHEMA}
-  AND {not_extension_member("pg_class", "c.oid")}
-ORDER BY n.nspname, c.relname, k.conname
-"""  # noqa: S608 - constants of this package
-_ON_DELETE = {"a": "no action", "r": "restrict", "c": "cascade", "n": "set null", "d": "set default"}
-
-
-def foreign_keys(connection: Connection) -> list[ForeignKey]:
-    """List the foreign keys of the user's tables, sorted by table and name.
-
-    Args:
-        connection: The database.
-
-    Returns:
-        Foreign keys; the copies that the server keeps on partitions are left out.
-    """
-    with catalog_search_path(connection):
-        rows = connection.execute(_FOREIGN_KEYS).fetchall()
-    return [
-        ForeignKey(
-            name=row[0],
-            table=TableName(row[1], row[2]),
-            references=TableName(row[3], row[4]),
-            columns=tuple(row[5]),
-            referenced_columns=tuple(row[6]),
-            deferrable=row[7],
-            initially_deferred=row[8],
-            nullable=row[9],
-            on_delete=_ON_DELETE[row[10]],
-            validated=row[11],
-            definition=row[12],
-        )
-        for row in rows
-    ]
-
-
-@contextmanager
-def _setting(connection: Connection, name: str, value: str) -> Iterator[None]:
-    """Hold a setting for a block, inside the caller's transaction or one of our own."""
-    with connection.transaction():
-        before = connection.execute("SELECT pg_catalog.current_setting(%s)", (name,)).fetchone()
-        connection.execute("SELECT pg_catalog.set_config(%s, %s, true)", (name, value))
-        yield
-        # A savepoint that ends well would leave the value to the rest of the caller's transaction.
-        connection.execute("SELECT pg_catalog.set_config(%s, %s, true)", (name, before[0] if before else ""))
-
-
-@contextmanager
-def catalog_search_path(connection: Connection) -> Iterator[None]:
-    """Make the server write every name of a definition with its schema.
-
-    Args:
-        connection: The database.
-
-    Yields:
-        Nothing; the search path holds for the block.
-    """
-    with _setting(connection, "search_path", "pg_catalog"):
-        yield
-
-
-@contextmanager
-def unfiltered(connection: Connection) -> Iterator[None]:
-    """Make a query that row security would filter fail, in place of giving fewer rows (FAULTS 18).
-
-    Args:
-        connection: The database.
-
-    Yields:
-        Nothing; the setting holds for the block.
-    """
-    with _setting(connection, "row_security", "off"):
-        yield
-
-
-def table_order(connection: Connection) -> TableOrder:
-    """Order the root tables so that referenced tables come first.
-
-    Self references are no obstacle; of tables in a circle, foreign keys that
-    may be NULL or deferred give way first.
-
-    Args:
-        connection: The database.
-
-    Returns:
-        The order, the circles, and the tables that refer to themselves.
-    """
-    infos = tables(connection)
-    root_of = {info.name: info.root or info.name for info in infos}
-    hard: set[tuple[TableName, TableName]] = set()
-    soft: set[tuple[TableName, TableName]] = set()
-    selves: set[TableName] = set()
-    for key in foreign_keys(connection):
-        child, parent = root_of.get(key.table), root_of.get(key.references)
-        if child is None or parent is None:
-            continue
-        if child == parent:
-            selves.add(child)
-        else:
-            (soft if key.nullable or key.deferrable else hard).add((child, parent))
-    for info in infos:
-        hard.update((info.name, parent) for parent in info.inherits if parent in root_of)
-    ordered, cycles = order_by_references(sorted(set(root_of.values())), hard, soft)
-    return TableOrder(tuple(ordered), tuple(tuple(cycle) for cycle in cycles), tuple(sorted(selves)))
-
-
-def user_tables(connection: Connection) -> list[TableName]:
-    """List the root tables of the user, referenced tables first.
-
-    Args:
-        connection: The database.
-
-    Returns:
-        Ordinary tables and the roots of partitioned ones.
-    """
-    return list(table_order(connection).tables)
-
-
-def columns(connection: Connection, table: TableName) -> list[Column]:
-    """List the columns of a table in its order.
-
-    Args:
-        connection: The database.
-        table: The table.
-
-    Returns:
-        Columns, the generated ones included.
-    """
-    rows = connection.execute(
-        """
-        SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull,
-               a.atthasdef OR a.attidentity <> '' OR t.typdefault IS NOT NULL,
-               a.attgenerated <> '', a.attidentity::text
-        FROM pg_catalog.pg_attribute a
-        JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
-        JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-        JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
-        WHERE n.nspname = %s AND c.relname = %s AND a.attnum > 0 AND NOT a.attisdropped
-        ORDER BY a.attnum
-        """,
-        (table.schema, table.name),
-    ).fetchall()
-    identity = {"a": "always", "d": "by default"}
-    return [Column(*row[:5], identity.get(row[5], "")) for row in rows]
-
-
-def row_counts(connection: Connection, tables: Iterable[TableName] | None = None) -> dict[str, int]:
-    """Count rows exactly, in the caller's transaction where there is one.
-
-    Args:
-        connection: The database; each statement counts up to `COUNT_BATCH` tables.
-        tables: The tables to count, each without its children; every table
-            that holds rows when None.
-
-    Returns:
-        Rows by ``schema.table``, sorted by name.
-
-    Raises:
-        psycopg.errors.InsufficientPrivilege: Row security would hide rows.
-    """
-    if tables is None:
-        wanted = [info.name for info in _tables(connection) if info.holds_rows]
-    else:
-        wanted = sorted(set(tables))
-    counts: dict[str, int] = {}
-    with unfiltered(connection):
-        for start in range(0, len(wanted), COUNT_BATCH):
-            batch = wanted[start : start + COUNT_BATCH]
-            parts = [
-                sql.SQL("SELECT {}::int, count(*) FROM ONLY {}").format(sql.Literal(number), name.identifier)
-                for number, name in enumerate(batch)
-            ]
-            found = dict(connection.execute(sql.SQL(" UNION ALL ").join(parts)).fetchall())
-            counts.update({name.text: found[number] for number, name in enumerate(batch)})
-    return counts
-
-
-_tables = tables  # row_counts has a parameter of that name
-
-_SEQUENCES = f"""
-SELECT n.nspname, c.relname FROM pg_catalog.pg_class c
-JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind = 'S' AND c.relpersistence <> 't' AND {USER_SCHEMA}
-  AND {not_extension_member("pg_class", "c.oid")}
-ORDER BY 1, 2
-"""  # noqa: S608 - constants of this package
-
-
-def sequences(connection: Connection) -> dict[str, SequenceState]:
-    """Read where every sequence stands, those of identity columns included.
-
-    Args:
-        connection: The database.
-
-    Returns:
-        States by ``schema.sequence``, sorted by name.
-    """
-    names = [TableName(*row) for row in connection.execute(_SEQUENCES).fetchall()]
-    states: dict[str, SequenceState] = {}
-    for start in range(0, len(names), COUNT_BATCH):
-        batch = names[start : start + COUNT_BATCH]
-        parts = [
-            sql.SQL("SELECT {}::int, last_value, is_called FROM {}").format(
-                sql.Literal(number), name.identifier
-            )
-            for number, name in enumerate(batch)
-        ]
-        rows = connection.execute(sql.SQL(" UNION ALL ").join(parts)).fetchall()
-        found = {number: SequenceState(last, called) for number, last, called in rows}
-        states.update({name.text: found[number] for number, name in enumerate(batch)})
-    return states
-
-
-_FEEDS = """
-SELECT DISTINCT sn.nspname, s.relname, a.attname, q.seqstart, q.seqincrement, q.seqmin, q.seqmax
-FROM pg_catalog.pg_class c
-JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
-JOIN pg_catalog.pg_depend p
-  ON (p.classid = 'pg_class'::regclass AND p.refclassid = 'pg_class'::regclass AND p.refobjid = c.oid
-      AND p.refobjsubid = a.attnum AND p.deptype IN ('a', 'i'))
-  OR (p.classid = 'pg_attrdef'::regclass AND p.objid = d.oid AND p.refclassid = 'pg_class'::regclass)
-JOIN pg_catalog.pg_class s
-  ON s.relkind = 'S' AND s.oid = CASE WHEN p.classid = 'pg_class'::regclass THEN p.objid ELSE p.refobjid END
-JOIN pg_catalog.pg_namespace sn ON sn.oid = s.relnamespace
-JOIN pg_catalog.pg_sequence q ON q.seqrelid = s.oid
-WHERE n.nspname = %s AND c.relname = %s
-ORDER BY 1, 2, 3
-"""
-
-
-def reset_sequences(connection: Connection, tables: Iterable[TableName]) -> dict[str, int]:
-    """Put every sequence that feeds a column of these tables behind the highest value there (FAULTS 82).
-
-    A sequence never goes back: another session may hold values that it has
-    not committed yet.
-
-    Args:
-        connection: The database; setval is not undone by a rollback.
-        tables: Tables that rows with explicit ids were copied into.
-
-    Returns:
-        The next value of each sequence that was moved.
-
-    Raises:
-        UsageError: A column holds the last value of its sequence already.
-    """
-    moved: dict[str, int] = {}
-    for table in tables:
-        for row in connection.execute(_FEEDS, (table.schema, table.name)).fetchall():
-            sequence, column = TableName(row[0], row[1]), row[2]
-            start, step, lowest, highest = row[3:]
-            following = _next_value(connection, table, column, sequence, step=step, start=start)
-            if following is None:
-                continue
-            if not lowest <= following <= highest:
-                message = f"The sequence {sequence} has no value left after the rows of {table}"
-                raise UsageError(
-                    message,
-                    found=f"Column: {column}",
-                    hint="Widen the sequence (ALTER SEQUENCE … AS bigint).",
-                )
-            connection.execute(
-                "SELECT pg_catalog.setval(%s::regclass, %s, false)", (_regclass(sequence), following)
-            )
-            moved[sequence.text] = following
-    return moved
-
-
-def _regclass(name: TableName) -> str:
-    return '"' + name.schema.replace('"', '""') + '"."' + name.name.replace('"', '""') + '"'
-
-
-def _next_value(  # noqa: PLR0913 - one row of the catalog
-    connection: Connection, table: TableName, column: str, sequence: TableName, *, step: int, start: int
-) -> int | None:
-    """The value the sequence must give next, or None if it stands well already."""
-    furthest = sql.SQL("max" if step > 0 else "min")
-    statement = sql.SQL("SELECT (SELECT {}({}) FROM {}), last_value, is_called FROM {}").format(
-        furthest, sql.Identifier(column), table.identifier, sequence.identifier
-    )
-    row = connection.execute(statement).fetchone()
-    if row is None or row[0] is None:
-        return None
-    current = row[1] + step if row[2] else row[1]
-    # Stay on the grid of the sequence: start + n * step.
-    steps = (int(row[0]) - start) // step + 1
-    wanted = start + max(steps, 0) * step
-    stands_well = wanted <= current if step > 0 else wanted >= current
-    return None if stands_well else wanted
 
 
 def extensions(connection: Connection) -> list[Extension]:
@@ -606,7 +152,8 @@ def alembic_heads(connection: Connection) -> list[str]:
     places = connection.execute(
         f"""
         SELECT n.nspname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-        JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = 'version_num' AND NOT a.attisdropped
+        JOIN pg_catalog.pg_attribute a
+          ON a.attrelid = c.oid AND a.attname = 'version_num' AND NOT a.attisdropped
         WHERE c.relname = 'alembic_version' AND c.relkind IN ('r', 'p') AND {USER_SCHEMA} ORDER BY 1
         """  # noqa: S608 - constants of this package
     ).fetchall()

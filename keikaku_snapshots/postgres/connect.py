@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import random
 import time
-from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -15,7 +15,7 @@ from keikaku_snapshots.postgres.failures import ServerReport, is_transient, repo
 from keikaku_snapshots.postgres.url import inherited_settings_hidden
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import tenacity
 
@@ -93,8 +93,10 @@ def _tenacity_options(
         stop = stop | tenacity.stop_before_delay(policy.deadline_s)
     return {
         "stop": stop,
-        "wait": tenacity.wait_exponential_jitter(
-            initial=policy.wait_min_s, max=policy.wait_max_s, jitter=policy.wait_min_s / 2
+        # Not wait_exponential_jitter: its parameter for the first wait has another name in each version.
+        "wait": lambda state: min(
+            policy.wait_max_s,
+            policy.wait_min_s * (2 ** (state.attempt_number - 1) + random.uniform(0, 0.5)),
         ),
         "retry": tenacity.retry_if_exception(
             lambda error: isinstance(error, Exception) and should_retry(error)
@@ -173,7 +175,7 @@ def translated(url: DatabaseURL | None = None, doing: str = "") -> Iterator[None
         raise translate(error, url=url, doing=doing) from error
 
 
-def connect(  # noqa: PLR0913 - each is a setting of the session
+def connect(
     url: DatabaseURL,
     *,
     database: str | None = None,
@@ -259,7 +261,7 @@ def _apply(connection: Connection, settings: dict[str, str]) -> None:
     # After connecting and not in the startup packet: poolers refuse `options`.
     calls = ", ".join("pg_catalog.set_config(%s, %s, false)" for _ in settings)
     values = [text for pair in settings.items() for text in pair]
-    connection.execute(f"SELECT {calls}", values)  # type: ignore[call-overload]
+    connection.execute(f"SELECT {calls}", values)
 
 
 def _open(arguments: dict[str, Any], prepare_threshold: int | None) -> Connection:

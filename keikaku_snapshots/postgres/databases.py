@@ -1,29 +1,33 @@
-"""Databases beside the target: made, cloned, found again, dropped.
+"""Databases beside the target: the one module to import for them.
 
-The exchange of two databases is in `swap`, the lock of a target in `locks`,
-names and marks in `identity`, a database's own settings in `settings`.
+Made and dropped in `creation`, marked in `identity`, found again in
+`leftovers`, locked in `locks`, exchanged in `swap`; a database's own settings
+are in `settings`, those who are inside in `sessions`.
 """
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import psycopg
-from psycopg import sql
-
-from keikaku_snapshots.errors import AccessDeniedError, RefusedError, UsageError
-from keikaku_snapshots.postgres.connect import translate, translated
+from keikaku_snapshots.postgres.creation import (
+    LocaleOptions,
+    WorkLeftToServer,
+    clone,
+    collation_mismatch,
+    create_scratch,
+    database_exists,
+    drop,
+    leave_to_server,
+    locale_options,
+    obstacles_to_create,
+    obstacles_to_writing,
+)
 from keikaku_snapshots.postgres.identity import Identity, Kind, lock_key, sibling_name
+from keikaku_snapshots.postgres.leftovers import Leftover, leftovers, our_databases, sweep
 from keikaku_snapshots.postgres.locks import (
     MAINTENANCE_DATABASE,
     TargetLock,
     connect_maintenance,
     holder_of,
     target_lock,
-    try_lock,
-    unlock,
 )
 from keikaku_snapshots.postgres.sessions import (
     Session,
@@ -40,13 +44,6 @@ from keikaku_snapshots.postgres.settings import (
     uncopyable_settings,
 )
 from keikaku_snapshots.postgres.swap import Swapped, obstacles_to_swap, swap_by_rename
-from keikaku_snapshots.postgres.url import check_database_name
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
-
-    from keikaku_snapshots.postgres.connect import Connection
-    from keikaku_snapshots.postgres.url import DatabaseURL
 
 __all__ = [
     "MAINTENANCE_DATABASE",
@@ -71,9 +68,9 @@ __all__ = [
     "holder_of",
     "leave_to_server",
     "leftovers",
+    "locale_options",
     "lock_holders",
     "lock_key",
-    "locale_options",
     "obstacles_to_create",
     "obstacles_to_swap",
     "obstacles_to_writing",
@@ -87,468 +84,3 @@ __all__ = [
     "terminate_once",
     "uncopyable_settings",
 ]
-
-_log = logging.getLogger("keikaku_snapshots.postgres")
-#: What the server answers to a name of a database that is there no longer.
-_PROVIDERS = {"c": "libc", "i": "icu", "b": "builtin"}
-
-
-@dataclass(frozen=True, slots=True)
-class LocaleOptions:
-    """What CREATE DATABASE must say to make a database that sorts like another."""
-
-    #: Encoding, such as "UTF8".
-    encoding: str
-    #: "libc", "icu" or "builtin".
-    provider: str
-    #: LC_COLLATE.
-    collate: str
-    #: LC_CTYPE.
-    ctype: str
-    #: Locale of the icu or builtin provider.
-    locale: str | None
-    #: Tailoring rules of the icu provider.
-    icu_rules: str | None
-    #: Tablespace.
-    tablespace: str
-
-    @property
-    def text(self) -> str:
-        """For messages and manifests: provider and locale."""
-        return f"{self.encoding}, {self.provider}: {self.locale or self.collate}"
-
-
-def locale_options(connection: Connection, database: str) -> LocaleOptions:
-    """Read encoding, locale and tablespace of a database.
-
-    Args:
-        connection: Any database of the server.
-        database: The database.
-
-    Returns:
-        What CREATE DATABASE must say.
-
-    Raises:
-        UsageError: There is no such database.
-    """
-    version = connection.info.server_version
-    # 15: daticulocale; 16: and daticurules; 17 renamed the first, which the builtin provider uses too.
-    locale = "d.datlocale" if version >= 170_000 else "d.daticulocale"
-    rules = "d.daticurules" if version >= 160_000 else "NULL"
-    row = connection.execute(
-        f"""
-        SELECT pg_catalog.pg_encoding_to_char(d.encoding), d.datlocprovider::text, d.datcollate, d.datctype,
-               {locale}, {rules}, t.spcname
-        FROM pg_catalog.pg_database d JOIN pg_catalog.pg_tablespace t ON t.oid = d.dattablespace
-        WHERE d.datname = %s
-        """,  # noqa: S608 - column names of the server's version
-        (database,),
-    ).fetchone()
-    if row is None:
-        raise UsageError(f"There is no database {database!r}", hint="Correct the name, or create it.")
-    return LocaleOptions(row[0], _PROVIDERS.get(row[1], "libc"), *row[2:])
-
-
-def _create_statement(
-    name: str, template: str, locale: LocaleOptions | None, owner: str | None, tablespace: str | None
-) -> sql.Composed:
-    parts = [sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))]
-    if owner is not None:
-        parts.append(sql.SQL("OWNER {}").format(sql.Identifier(owner)))
-    if tablespace is not None:
-        parts.append(sql.SQL("TABLESPACE {}").format(sql.Identifier(tablespace)))
-    if locale is not None:
-        parts.append(sql.SQL("ENCODING {}").format(sql.Literal(locale.encoding)))
-        parts.append(sql.SQL("LOCALE_PROVIDER {}").format(sql.SQL(locale.provider)))
-        parts.append(sql.SQL("LC_COLLATE {}").format(sql.Literal(locale.collate)))
-        parts.append(sql.SQL("LC_CTYPE {}").format(sql.Literal(locale.ctype)))
-        if locale.provider == "icu":
-            parts.append(sql.SQL("ICU_LOCALE {}").format(sql.Literal(locale.locale)))
-            if locale.icu_rules:
-                parts.append(sql.SQL("ICU_RULES {}").format(sql.Literal(locale.icu_rules)))
-        elif locale.provider == "builtin":
-            parts.append(sql.SQL("BUILTIN_LOCALE {}").format(sql.Literal(locale.locale)))
-    return sql.SQL(" ").join(parts)
-
-
-def create_scratch(
-    connection: Connection,
-    name: str,
-    *,
-    like: str,
-    kind: Kind = "new",
-    backend_pid: int | None = None,
-    extra: dict[str, object] | None = None,
-) -> Identity:
-    """Make an empty database of ours that sorts and encodes like another.
-
-    Args:
-        connection: The maintenance database, in autocommit.
-        name: Its name, from `sibling_name`.
-        like: The target: encoding, locale, provider, tablespace and owner are taken from it.
-        kind: Its role.
-        backend_pid: Server process of the session that holds the target's lock.
-        extra: What else its mark should say.
-
-    Returns:
-        Its mark.
-
-    Raises:
-        AccessDeniedError: The role may not create databases.
-        DiskFullError: The server's disk is full.
-    """
-    identity = Identity(kind=kind, target=like, backend_pid=backend_pid, extra=extra or {})
-    locale = locale_options(connection, like)
-    owner = database_settings(connection, like).owner
-    _create(
-        connection, _create_statement(name, "template0", locale, owner, locale.tablespace), name, identity
-    )
-    return identity
-
-
-def clone(  # noqa: PLR0913 - each is a fact about the new database
-    connection: Connection,
-    template: str,
-    name: str,
-    *,
-    target: str,
-    kind: Kind = "new",
-    backend_pid: int | None = None,
-    extra: dict[str, object] | None = None,
-) -> Identity:
-    """Make a copy of a database in which nobody is.
-
-    Args:
-        connection: The maintenance database, in autocommit.
-        template: The database to copy.
-        name: Name of the copy, from `sibling_name`.
-        target: The database it is for.
-        kind: Its role.
-        backend_pid: Server process of the session that holds the target's lock.
-        extra: What else its mark should say.
-
-    Returns:
-        Its mark.
-
-    Raises:
-        RefusedError: The template's collation version differs from the server's (FAULTS 76).
-        DatabaseInUseError: Somebody is in the template.
-    """
-    mismatch = collation_mismatch(connection, template)
-    if mismatch:
-        raise RefusedError(
-            f"Database {template!r} cannot be cloned",
-            found=mismatch,
-            hint="Restore from the snapshot's file; a database that is made anew has the right version.",
-        )
-    identity = Identity(kind=kind, target=target, backend_pid=backend_pid, extra=extra or {})
-    owner = database_settings(connection, template).owner
-    _create(connection, _create_statement(name, template, None, owner, None), name, identity)
-    return identity
-
-
-def _create(connection: Connection, statement: sql.Composed, name: str, identity: Identity) -> None:
-    check_database_name(name)
-    comment = _comment_statement(name, identity.to_comment())
-    with translated(doing=f"creating database {name}"), connection.pipeline() as pipeline:
-        # Both are on their way before the first is answered: a client killed in
-        # between leaves no database without the mark by which we find it again.
-        connection.execute(statement)
-        pipeline.sync()
-        connection.execute(comment)
-
-
-def _comment_statement(name: str, comment: str | None) -> sql.Composed:
-    return sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(name), sql.Literal(comment))
-
-
-def database_exists(connection: Connection, name: str) -> bool:
-    """Tell whether a database of this name is there.
-
-    Args:
-        connection: Any database of the server.
-        name: The name.
-
-    Returns:
-        True if it is.
-    """
-    return (
-        connection.execute("SELECT 1 FROM pg_catalog.pg_database WHERE datname = %s", (name,)).fetchone()
-        is not None
-    )
-
-
-def collation_mismatch(connection: Connection, database: str) -> str | None:
-    """Say how a database's recorded collation version differs from the operating system's.
-
-    Args:
-        connection: Any database of the server.
-        database: The database.
-
-    Returns:
-        The reason why it cannot be a template, or None.
-    """
-    row = connection.execute(
-        "SELECT d.datcollversion, pg_catalog.pg_database_collation_actual_version(d.oid) "
-        "FROM pg_catalog.pg_database d WHERE d.datname = %s",
-        (database,),
-    ).fetchone()
-    if row is None or row[0] is None or row[0] == row[1]:
-        return None
-    return (
-        f"Its collation version is {row[0]}, the server's libraries have {row[1]}: "
-        "indexes on text may be in another order."
-    )
-
-
-def obstacles_to_create(connection: Connection, target: str) -> list[str]:
-    """Say why our role cannot make a database for a target.
-
-    Args:
-        connection: Any database of the server.
-        target: The database whose owner the new one must have.
-
-    Returns:
-        Reasons, empty if it can.
-    """
-    owner = database_settings(connection, target).owner
-    row = connection.execute(
-        "SELECT r.rolsuper, r.rolcreatedb, pg_catalog.pg_has_role(%s, 'USAGE') FROM pg_catalog.pg_roles r "
-        "WHERE r.rolname = current_user",
-        (owner,),
-    ).fetchone()
-    if row is None or row[0]:
-        return []
-    reasons = []
-    if not row[1]:
-        reasons.append("the role may not create databases (ALTER ROLE … CREATEDB)")
-    if not row[2]:
-        reasons.append(f"the database belongs to {owner}, and the role is no member of it")
-    return reasons
-
-
-def obstacles_to_writing(connection: Connection, *, encoding: str | None = None) -> list[str]:
-    """Say why the connected database cannot take a restore at all (FAULTS 73).
-
-    Args:
-        connection: The database.
-        encoding: Encoding of what is to be written, such as "UTF8".
-
-    Returns:
-        Reasons, empty if it can.
-    """
-    row = connection.execute(
-        "SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('default_transaction_read_only'), "
-        "pg_catalog.current_setting('server_encoding')"
-    ).fetchone()
-    if row is None:
-        return []
-    reasons = []
-    if row[0]:
-        reasons.append("the server is a standby and takes no changes")
-    if row[1] == "on":
-        reasons.append("default_transaction_read_only is on for this database or role")
-    if encoding is not None and row[2] not in {encoding, "SQL_ASCII"}:
-        reasons.append(f"the database's encoding is {row[2]}, the data's is {encoding}")
-    return reasons
-
-
-def drop(connection: Connection, name: str, *, force: bool = True, only_ours: bool = True) -> bool:
-    """Drop a database; without a word if it is gone already.
-
-    Args:
-        connection: The maintenance database, in autocommit.
-        name: The database.
-        force: End the sessions inside.
-        only_ours: Refuse a database without our mark in its comment.
-
-    Returns:
-        True if it was there.
-
-    Raises:
-        RefusedError: It is not ours, or a replication slot would vanish with it.
-        DatabaseInUseError: Sessions are inside and `force` is False.
-        AccessDeniedError: It belongs to another role.
-    """
-    if not database_exists(connection, name):
-        return False
-    settings = database_settings(connection, name)
-    if only_ours and Identity.from_comment(settings.comment) is None:
-        raise RefusedError(
-            f"Database {name!r} was not made by keikaku_snapshots",
-            found="Its comment does not say so.",
-            hint="Drop it by hand if it is not needed.",
-        )
-    slots = connection.execute(
-        "SELECT slot_name FROM pg_catalog.pg_replication_slots WHERE database = %s ORDER BY 1", (name,)
-    ).fetchall()
-    if slots:
-        names = ", ".join(str(row[0]) for row in slots)
-        raise RefusedError(
-            f"Database {name!r} has replication slots that would be lost",
-            found=names,
-            hint="Drop the slots first.",
-        )
-    with translated(doing=f"dropping database {name}"):
-        if settings.is_template:
-            connection.execute(sql.SQL("ALTER DATABASE {} IS_TEMPLATE false").format(sql.Identifier(name)))
-        connection.execute(_drop_statement(name, force=force))
-    return True
-
-
-def _drop_statement(name: str, *, force: bool) -> sql.Composed:
-    ending = sql.SQL(" WITH (FORCE)" if force else "")
-    return sql.SQL("DROP DATABASE IF EXISTS {}{}").format(sql.Identifier(name), ending)
-
-
-class WorkLeftToServer:
-    """A statement that was sent; the server ends it whether or not we stay."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def wait(self) -> None:
-        """Wait for the end.
-
-        Raises:
-            KeikakuError: The server refused it.
-        """
-        pgconn = self._connection.pgconn
-        try:
-            while (result := pgconn.get_result()) is not None:
-                if result.error_message:
-                    raise translate(psycopg.errors.error_from_result(result))
-        finally:
-            self._connection.close()
-
-    def abandon(self) -> None:
-        """Close the connection; the server goes on."""
-        self._connection.close()
-
-
-def leave_to_server(
-    url: DatabaseURL,
-    *,
-    drop_database: str | None = None,
-    clone_of: str | None = None,
-    clone_name: str | None = None,
-    maintenance: str = MAINTENANCE_DATABASE,
-) -> WorkLeftToServer:
-    """Send a DROP or a CREATE … TEMPLATE and leave; no process of ours remains (RECIPES 3.5).
-
-    A clone made in this way has no mark yet: put it there with a comment when
-    it is found, or drop it by its name.
-
-    Args:
-        url: Any database of the server.
-        drop_database: Database to drop, sessions inside included.
-        clone_of: Database to copy.
-        clone_name: Name of the copy.
-        maintenance: Name of the maintenance database.
-
-    Returns:
-        What can be waited for or abandoned.
-
-    Raises:
-        UsageError: Neither or both were named.
-    """
-    if (drop_database is None) == (clone_of is None or clone_name is None):
-        raise UsageError("Name either a database to drop or one to clone")
-    connection = connect_maintenance(
-        url, maintenance=maintenance, application_name="keikaku_snapshots background"
-    )
-    # Otherwise the server would notice our absence and stop.
-    connection.execute("SET client_connection_check_interval = 0")
-    if drop_database is not None:
-        statement = _drop_statement(drop_database, force=True)
-    else:
-        statement = _create_statement(clone_name or "", clone_of or "", None, None, None)
-    connection.pgconn.send_query(statement.as_bytes(connection))
-    while connection.pgconn.flush():
-        pass
-    return WorkLeftToServer(connection)
-
-
-@dataclass(frozen=True, slots=True)
-class Leftover:
-    """A database of ours."""
-
-    #: Name.
-    name: str
-    #: What its comment says.
-    identity: Identity
-    #: Bytes on disk; None where the role may not look.
-    size_bytes: int | None
-    #: True while somebody holds the target's lock, or `keep_until` is to come.
-    in_use: bool
-
-
-def our_databases(connection: Connection, *, kinds: Collection[Kind] | None = None) -> list[Leftover]:
-    """List the databases whose comment says that they are ours.
-
-    Args:
-        connection: The maintenance database, where the locks are.
-        kinds: Roles to list; all when None.
-
-    Returns:
-        Databases by name.
-    """
-    rows = connection.execute(
-        """
-        SELECT d.datname, pg_catalog.shobj_description(d.oid, 'pg_database'),
-               CASE WHEN pg_catalog.has_database_privilege(d.oid, 'CONNECT') THEN pg_catalog.pg_database_size(d.oid) END
-        FROM pg_catalog.pg_database d WHERE d.datname LIKE 'keikaku\\_%' ORDER BY 1
-        """
-    ).fetchall()
-    found = []
-    for name, comment, size in rows:
-        identity = Identity.from_comment(comment)
-        if identity is None or (kinds is not None and identity.kind not in kinds):
-            continue
-        in_use = identity.is_kept() or holder_of(connection, identity.target) is not None
-        found.append(Leftover(name, identity, size, in_use))
-    return found
-
-
-def leftovers(connection: Connection, *, target: str | None = None) -> list[Leftover]:
-    """List databases that a run which has ended left behind.
-
-    Templates, spares and test workers' databases are caches and not listed.
-
-    Args:
-        connection: The maintenance database, where the locks are.
-        target: Only those made for this database.
-
-    Returns:
-        Databases that nobody works on.
-    """
-    found = our_databases(connection, kinds=("new", "old"))
-    return [one for one in found if not one.in_use and target in {None, one.identity.target}]
-
-
-def sweep(connection: Connection, *, target: str | None = None, lock_is_ours: bool = False) -> list[str]:
-    """Drop what runs that have ended left behind.
-
-    Args:
-        connection: The maintenance database, in autocommit.
-        target: Only databases made for this one.
-        lock_is_ours: True when this session holds the lock of `target` already.
-
-    Returns:
-        Names of the dropped databases; one that cannot be dropped is logged and left.
-    """
-    dropped: list[str] = []
-    for one in our_databases(connection, kinds=("new", "old")):
-        if one.identity.is_kept() or target not in {None, one.identity.target}:
-            continue
-        if not lock_is_ours and not try_lock(connection, one.identity.target):
-            continue  # its maker is alive
-        try:
-            if drop(connection, one.name):
-                dropped.append(one.name)
-        except (AccessDeniedError, RefusedError) as error:
-            _log.warning("leftover database %s was not dropped: %s", one.name, error.what)
-        finally:
-            if not lock_is_ours:
-                unlock(connection, one.identity.target)
-    return dropped

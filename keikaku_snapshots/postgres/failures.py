@@ -209,10 +209,7 @@ def translate(
     redact = url.redact if url is not None else str
     where = url.location if url is not None else ""
     context = _Context(redact=redact, where=where, doing=doing, batch=batch, table=table, hint=hint)
-    if report.sqlstate:
-        result = _from_state(report, context)
-    else:
-        result = _from_text(error, context)
+    result = _from_state(report, context) if report.sqlstate else _from_text(error, context)
     result.details.setdefault("sqlstate", report.sqlstate)
     result.details.setdefault("transient", is_transient(error))
     result.details.setdefault("contention", is_transient(error, single_call=True))
@@ -222,7 +219,7 @@ def translate(
 class _Context:
     """What the caller of `translate` knows, and how it goes into the text."""
 
-    def __init__(  # noqa: PLR0913 - one value per keyword of translate
+    def __init__(
         self, *, redact: object, where: str, doing: str, batch: int | None, table: str, hint: str
     ) -> None:
         self._redact = redact

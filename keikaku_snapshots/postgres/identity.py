@@ -108,7 +108,7 @@ def sibling_name(kind: Kind, target: str, token: str | None = None) -> str:
         InvalidNameError: The token is too long or has other characters.
     """
     ending = token if token is not None else secrets.token_hex(4)
-    if not ending.isascii() or not ending.isalnum() or len(ending) > 40:  # noqa: PLR2004 - see Args
+    if not ending.isascii() or not ending.isalnum() or len(ending) > 40:
         raise InvalidNameError(
             "A token of a database name must be at most 40 letters and digits", found=ending[:80]
         )

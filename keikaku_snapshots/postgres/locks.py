@@ -210,7 +210,7 @@ def _acquire(connection: Connection, url: DatabaseURL, wait_s: float) -> None:
         left_s = deadline - time.monotonic()
         if left_s <= 0:
             raise _busy(connection, url, wait_s)
-        time.sleep(min(left_s, pause_s * random.uniform(0.5, 1.5)))  # noqa: S311 - jitter
+        time.sleep(min(left_s, pause_s * random.uniform(0.5, 1.5)))
         pause_s = min(pause_s * 2, _POLL_MAX_S)
 
 

@@ -3,6 +3,7 @@
 A restore runs them for every role that exists and that it may act for, and
 names the rest, so that the application's role is never locked out.
 """
+# ruff: noqa: E501, S608 - SQL reads better in long lines; it is put together from constants of this module
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from keikaku_snapshots.postgres.filters import not_extension_member
+from keikaku_snapshots.postgres.tables import catalog_search_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -54,8 +56,7 @@ _OWNED = (
         "typacl",
         "'T'",
         # Not the types of tables, arrays and multiranges: they follow.
-        "o.typtype IN ('d', 'e', 'r', 'b', 'c') AND NOT (o.typelem <> 0 AND o.typlen = -1) "
-        "AND (o.typrelid = 0 OR (SELECT r.relkind = 'c' FROM pg_class r WHERE r.oid = o.typrelid))",
+        "o.typtype IN ('d', 'e', 'r', 'b', 'c') AND NOT (o.typelem <> 0 AND o.typlen = -1) AND (o.typrelid = 0 OR (SELECT r.relkind = 'c' FROM pg_class r WHERE r.oid = o.typrelid))",
     ),
     ("pg_collation", "collowner", "NULL::aclitem[]", "'T'", "true"),
     ("pg_statistic_ext", "stxowner", "NULL::aclitem[]", "'T'", "true"),
@@ -100,7 +101,7 @@ def _acl_rows(acl: str, owner: str) -> str:
                                 x.privilege_type, x.is_grantable::text]
                           ORDER BY x.grantee <> {owner}, x.grantee = 0, pg_get_userbyid(x.grantee), x.privilege_type)
          FROM aclexplode({acl}) x)
-    """  # noqa: S608 - constants of this module
+    """
 
 
 def _objects_query(catalog: str, owner: str, acl: str, kind: str, condition: str) -> str:
@@ -119,7 +120,7 @@ def _objects_query(catalog: str, owner: str, acl: str, kind: str, condition: str
       AND coalesce(i.schema, '') NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
       AND coalesce(i.schema, i.name, '') NOT IN ('keikaku_patches', 'keikaku_rewind')
     ORDER BY i.type, i.identity
-    """  # noqa: S608 - constants of this module
+    """
 
 
 def owners_and_grants(connection: Connection) -> list[OwnershipStatement]:
@@ -134,8 +135,6 @@ def owners_and_grants(connection: Connection) -> list[OwnershipStatement]:
     Returns:
         Statements in the order to run them: schemas, owners, grants, default privileges.
     """
-    from keikaku_snapshots.postgres.catalog import catalog_search_path
-
     owners: list[OwnershipStatement] = []
     grants: list[OwnershipStatement] = []
     with catalog_search_path(connection):
@@ -207,7 +206,7 @@ def _public_schema(connection: Connection) -> list[OwnershipStatement]:
         FROM pg_namespace n
         LEFT JOIN pg_init_privs p ON p.objoid = n.oid AND p.classoid = 'pg_namespace'::regclass
         WHERE n.nspname = 'public' AND n.oid < 16384
-        """  # noqa: S608 - constants of this module
+        """
     ).fetchone()
     if row is None:
         return []
@@ -231,7 +230,7 @@ def _column_grants(connection: Connection) -> list[OwnershipStatement]:
         WHERE c.oid >= 16384 AND a.attnum > 0 AND NOT a.attisdropped AND {not_extension_member("pg_class", "c.oid")}
           AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'keikaku_patches', 'keikaku_rewind')
         ORDER BY 1, 2, 3, 4
-        """  # noqa: S608 - constants of this module
+        """
     ).fetchall()
     statements = []
     for table, column, grantee, privilege, grantable in rows:
@@ -258,7 +257,7 @@ def _default_privileges(connection: Connection) -> list[OwnershipStatement]:
                d.defaclobjtype::text,
                {_acl_rows("d.defaclacl", "d.defaclrole")}
         FROM pg_default_acl d ORDER BY 1, 2 NULLS FIRST, 3
-        """  # noqa: S608 - constants of this module
+        """
     ).fetchall()
     statements = []
     for role, schema, kind, acl in rows:
@@ -298,7 +297,7 @@ def apply_owners_and_grants(connection: Connection, statements: Iterable[Ownersh
                 continue
             try:
                 with connection.transaction():
-                    connection.execute(one.statement)  # type: ignore[call-overload]
+                    connection.execute(one.statement)
             except (psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedObject) as error:
                 refused.setdefault(one.object, f"{one.statement}: {error.diag.message_primary}")
     return warnings + [f"{name}: {text}" for name, text in refused.items()]

@@ -53,7 +53,8 @@ class Session:
 _MAY_END = """
     coalesce((SELECT r.rolsuper FROM pg_catalog.pg_roles r WHERE r.rolname = current_user)
         OR (NOT (SELECT s.rolsuper FROM pg_catalog.pg_roles s WHERE s.oid = a.usesysid)
-            AND (pg_catalog.pg_has_role(a.usesysid, 'USAGE') OR pg_catalog.pg_has_role('pg_signal_backend', 'USAGE'))),
+            AND (pg_catalog.pg_has_role(a.usesysid, 'USAGE')
+                 OR pg_catalog.pg_has_role('pg_signal_backend', 'USAGE'))),
         false)
 """
 _SESSION_COLUMNS = f"""
@@ -96,7 +97,7 @@ def lock_holders(connection: Connection, tables: Iterable[TableName] | None = No
     condition = (
         ""
         if names is None
-        else "AND ARRAY[n.nspname::text, c.relname::text] = ANY (SELECT ARRAY[s, t] FROM unnest(%s::text[], %s::text[]) u(s, t))"
+        else "AND (n.nspname::text, c.relname::text) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"
     )
     parameters = [] if names is None else [[pair[0] for pair in names], [pair[1] for pair in names]]
     rows = connection.execute(
@@ -107,7 +108,8 @@ def lock_holders(connection: Connection, tables: Iterable[TableName] | None = No
             JOIN pg_catalog.pg_class c ON c.oid = l.relation
             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
             WHERE l.locktype = 'relation' AND c.relkind IN ('r', 'p', 'm')
-              AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database())
+              AND l.database =
+                  (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database())
               AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast') {condition})
         ORDER BY a.pid
         """,  # noqa: S608 - constants of this module
@@ -149,7 +151,8 @@ def terminate_once(connection: Connection, databases: Collection[str], *, spare:
     row = connection.execute(
         "SELECT count(*), "  # noqa: S608 - constant of this module
         f"count(CASE WHEN {_MAY_END} THEN pg_catalog.pg_terminate_backend(a.pid) END) "
-        "FROM pg_catalog.pg_stat_activity a WHERE a.datname = ANY (%s) AND a.pid <> pg_catalog.pg_backend_pid() AND NOT a.pid = ANY (%s::int[])",
+        "FROM pg_catalog.pg_stat_activity a WHERE a.datname = ANY (%s) "
+        "AND a.pid <> pg_catalog.pg_backend_pid() AND NOT a.pid = ANY (%s::int[])",
         (list(databases), list(spare)),
     ).fetchone()
     return int(row[0]) if row else 0

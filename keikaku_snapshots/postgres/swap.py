@@ -71,7 +71,8 @@ def obstacles_to_swap(connection: Connection, database: str, *, disconnect: bool
     reasons += [
         f"subscription {name} keeps the old database from being dropped"
         for (name,) in connection.execute(
-            "SELECT s.subname FROM pg_catalog.pg_subscription s JOIN pg_catalog.pg_database d ON d.oid = s.subdbid "
+            "SELECT s.subname FROM pg_catalog.pg_subscription s "
+            "JOIN pg_catalog.pg_database d ON d.oid = s.subdbid "
             "WHERE d.datname = %s ORDER BY 1",
             (database,),
         ).fetchall()
@@ -117,7 +118,7 @@ def _obstacles_of_role(connection: Connection, database: str) -> list[str]:
     return reasons
 
 
-def swap_by_rename(  # noqa: PLR0913 - each is a fact about the swap
+def swap_by_rename(
     url: DatabaseURL,
     *,
     replacement: str,
