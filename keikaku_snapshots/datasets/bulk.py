@@ -23,8 +23,8 @@ plan cycles have gaps afterwards.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import date, datetime
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, TypeVar, Unpack, overload
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack, overload
 from uuid import UUID
 
 from keikaku_snapshots.datasets import bulk_units
@@ -65,8 +65,6 @@ if TYPE_CHECKING:
     RecipientsByOffice: TypeAlias = dict[UUID, list[WelfareRecipient]]
     PlansAndCycles: TypeAlias = tuple[list[SupportPlan], list[SupportPlanCycle]]
 
-ResultT = TypeVar("ResultT")
-
 
 class BulkOptions(TypedDict, total=False):
     """Options that every ``bulk_create_*`` function takes."""
@@ -74,7 +72,7 @@ class BulkOptions(TypedDict, total=False):
     #: The same seed gives the same rows (for the same parents); a second call with it is refused
     #: by the unique constraints. None: rows that were never there, drawn anew after a collision.
     seed: int | str | None
-    #: The day that cycle dates, ages and bookkeeping hang on; today when None.
+    #: The day that cycle dates, ages and bookkeeping hang on; today (UTC) when None.
     reference_date: date | None
     #: The tables' schema; the search path decides when None.
     schema: str | None
@@ -318,7 +316,7 @@ def bulk_create_support_plan_cycles(
     return _run(db, lambda _: bulk_units.create_cycles(call, ids), options)
 
 
-def _run(db: Any, unit: Unit[ResultT], options: BulkOptions) -> ResultT | Awaitable[ResultT]:
+def _run(db: Any, unit: Unit[Any], options: BulkOptions) -> Any:
     return run(
         db,
         unit,
@@ -337,7 +335,7 @@ def _call(batch_size: int, options: BulkOptions) -> bulk_units.Call:
     seed: object = options.get("seed")
     if seed is not None and (not isinstance(seed, int | str) or isinstance(seed, bool)):
         raise ParameterTypeError(f"seed must be an integer or text, not {type(seed).__name__}: {seed!r}")
-    day: object = options.get("reference_date") or datetime.now().astimezone().date()
+    day: object = options.get("reference_date") or datetime.now(UTC).date()
     if not isinstance(day, date) or isinstance(day, datetime):
         raise ParameterTypeError(f"reference_date must be a date, not {type(day).__name__}: {day!r}")
     return bulk_units.Call(

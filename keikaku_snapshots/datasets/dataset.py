@@ -41,6 +41,7 @@ from random import Random
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from keikaku_snapshots.datasets.ids import draw_ids
 from keikaku_snapshots.errors import ParameterTypeError, UnknownDatasetError, UnknownScaleError, UsageError
 
 if TYPE_CHECKING:
@@ -140,12 +141,7 @@ class Shard:
 
 @lru_cache(maxsize=_REMEMBERED_SHARDS)
 def _uuids(seed: str, count: int) -> list[str]:
-    digits = Random(seed).randbytes(16 * count).hex()  # noqa: S311 - test data, must be repeatable
-    return [
-        f"{digits[at : at + 8]}-{digits[at + 8 : at + 12]}-4{digits[at + 13 : at + 16]}"
-        f"-a{digits[at + 17 : at + 20]}-{digits[at + 20 : at + 32]}"
-        for at in range(0, 32 * count, 32)
-    ]
+    return draw_ids(Random(seed), count)
 
 
 @dataclass(frozen=True, slots=True)
