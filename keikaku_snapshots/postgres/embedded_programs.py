@@ -81,7 +81,7 @@ def installed() -> dict[int, Path]:
     for place in spec.submodule_search_locations:
         for folder in sorted(Path(place).resolve().glob("pginstall*/bin")):
             with contextlib.suppress(ToolError):
-                found[version_of(folder, None)] = folder
+                found[version_of(folder)] = folder
     return found
 
 
@@ -118,7 +118,7 @@ def run_as(argv: Sequence[str | Path], account: Account | None, *, timeout_s: fl
     return run_tool(argv, env=env, timeout_s=timeout_s, capture_stdout=True)
 
 
-def version_of(folder: Path, account: Account | None) -> int:
+def version_of(folder: Path) -> int:
     """Ask the server program for its major version.
 
     Raises:
@@ -127,7 +127,7 @@ def version_of(folder: Path, account: Account | None) -> int:
     program = folder / "postgres"
     if not program.exists():
         raise ToolMissingError("no PostgreSQL server program", found=f"Looked for {program}.")
-    result = run_as([program, "--version"], account, timeout_s=30)
+    result = run_as([program, "--version"], None, timeout_s=30)
     match = re.search(r"(\d+)(?:\.|devel|beta|rc)", result.stdout or "")
     if result.returncode != 0 or match is None:
         raise ToolError(f"{program} does not run", found=result.stderr.strip())
@@ -141,18 +141,33 @@ def find_programs(major: int, given: str | os.PathLike[str] | None) -> Path:
         ToolMissingError: The extra is not installed, or no programs are in ``given``.
         ToolVersionError: ``given`` holds another version.
         UsageError: The extra does not have this version.
+        AccessDeniedError: We are root and the ordinary account cannot read ``given``.
     """
+    folder = _of_the_extra(major) if given is None else _of_folder(major, Path(given).resolve())
     account = ordinary_account()
-    if given is not None:
-        folder = Path(given).resolve()
-        found = version_of(folder, account)
-        if found != major:
-            raise ToolVersionError(
-                f"the server programs are of PostgreSQL {found}, not {major}",
-                found=str(folder),
-                hint="Name the folder of the right version.",
-            )
+    if account is None or can_enter(folder, account):
         return folder
+    if folder in installed().values():
+        return _copy_for(folder, account)
+    raise AccessDeniedError(
+        f"the account {account.name} cannot read the server programs",
+        found=f"{folder} or a directory above it is closed to others.",
+        hint="Name programs that every account can read, or run as an ordinary user.",
+    )
+
+
+def _of_folder(major: int, folder: Path) -> Path:
+    found = version_of(folder)
+    if found != major:
+        raise ToolVersionError(
+            f"the server programs are of PostgreSQL {found}, not {major}",
+            found=str(folder),
+            hint="Name the folder of the right version.",
+        )
+    return folder
+
+
+def _of_the_extra(major: int) -> Path:
     available = installed()
     if not available:
         raise ToolMissingError(
@@ -167,10 +182,7 @@ def find_programs(major: int, given: str | os.PathLike[str] | None) -> Path:
             found=f"It has {versions}.",
             hint="Ask for one of these.",
         )
-    folder = available[major]
-    if account and not can_enter(folder, account):
-        return _copy_for(folder, account)
-    return folder
+    return available[major]
 
 
 def _copy_for(folder: Path, account: Account) -> Path:

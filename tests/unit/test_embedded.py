@@ -124,6 +124,19 @@ def test_a_directory_is_reachable_only_through_open_parents(tmp_path: Path) -> N
 
 
 @only_root
+def test_programs_closed_to_the_account_are_refused(tmp_path: Path) -> None:
+    """Named programs that the account cannot read: the error says which folder is closed."""
+    tmp_path.chmod(0o700)
+    program = tmp_path / "postgres"
+    program.write_text("#!/bin/sh\necho 'postgres (PostgreSQL) 18.1'\n", encoding="utf-8")
+    program.chmod(0o755)
+
+    with pytest.raises(AccessDeniedError, match="cannot read the server programs") as caught:
+        find_programs(18, tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+@only_root
 def test_modes_of_foreign_directories_are_never_changed(tmp_path: Path) -> None:
     """What the account cannot reach is kept elsewhere; the user's directories stay as they are."""
     tmp_path.chmod(0o700)
