@@ -114,7 +114,7 @@ class Cluster:
         """
         # Built aside and renamed: an initdb that was killed is never taken for a cluster.
         for leftover in self.home.glob("data.new-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            _remove(leftover)
         aside = Path(tempfile.mkdtemp(prefix="data.new-", dir=self.home))
         descriptor = os.open(self.password_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="ascii") as out:
@@ -267,6 +267,14 @@ class Cluster:
 
     def _run(self, program: str, *arguments: str | Path, timeout_s: float = 90.0) -> ToolResult:
         return run_as([self._programs / program, *arguments], self._account, timeout_s=timeout_s)
+
+
+def _remove(leftover: Path) -> None:
+    """Remove what an earlier initdb left; it may be writing still when only its starter was killed."""
+    deadline = time.monotonic() + _ORPHAN_WAIT_S
+    while leftover.exists() and time.monotonic() < deadline:
+        shutil.rmtree(leftover, ignore_errors=True)
+        time.sleep(0.02)
 
 
 def _is_server_of(pid: int, data_directory: Path) -> bool:
