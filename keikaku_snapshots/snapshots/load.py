@@ -124,6 +124,15 @@ class Script:
             self._parts = [part for part in found[: last + 1] if part.kind is Kind.SETTING] + found[last + 1 :]
         return self._parts
 
+    def stream(self, *, clean: bool) -> Iterable[Part]:
+        """The parts one by one, each checked when its turn comes.
+
+        Args:
+            clean: True if the dump may begin with what ``--clean`` adds, which
+                must be seen as a whole to be left out.
+        """
+        return self.parts if clean else read_parts(self.buffer, name=self.name)
+
     def text(self, part: Part) -> bytes:
         """The statement of a part, without rows."""
         return bytes(self.buffer[part.start : part.end])

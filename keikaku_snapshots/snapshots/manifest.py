@@ -92,6 +92,8 @@ class Manifest:
     schema_fingerprint: str = ""
     #: Text of each schema object by its name, for a readable difference.
     schema_objects: dict[str, str] = field(default_factory=dict, hash=False)
+    #: Digest of all owners and grants; tells a restore whether it must give them back.
+    ownership_digest: str = ""
     #: Alembic revisions the database was at.
     alembic_heads: list[str] = field(default_factory=list, hash=False)
     #: Rows of each table, by ``schema.table``.

@@ -1,0 +1,70 @@
+"""The manager's methods as awaitables, run in one long-lived worker thread.
+
+One thread, because programs must be started from a thread that outlives them
+(FAULTS 45) and because a manager serves one caller at a time; long-lived,
+because a fixture awaits many short calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from keikaku_snapshots.snapshots.manager import SnapshotManager
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class AsyncSnapshotManager:
+    """The awaitable twin of `SnapshotManager`; ``manager.aio``.
+
+    Each method takes and returns what the method of the same name does. Calls
+    run one after the other, in the order in which they were awaited. A call
+    that is cancelled goes on to its end in its thread, because a restore must
+    not be left half-done; the next call waits for it.
+    """
+
+    def __init__(self, manager: SnapshotManager) -> None:
+        """Stand beside a manager; the thread starts with the first call.
+
+        Args:
+            manager: What does the work.
+        """
+        self._manager = manager
+        self._worker = ThreadPoolExecutor(1, "keikaku-aio")
+        self.create_snapshot = self._twin(manager.create_snapshot)
+        self.restore_snapshot = self._twin(manager.restore_snapshot)
+        self.list_snapshots = self._twin(manager.list_snapshots)
+        self.get_snapshot = self._twin(manager.get_snapshot)
+        self.snapshot_exists = self._twin(manager.snapshot_exists)
+        self.verify_snapshot = self._twin(manager.verify_snapshot)
+        self.delete_snapshot = self._twin(manager.delete_snapshot)
+        self.delete_old_snapshots = self._twin(manager.delete_old_snapshots)
+
+    def _twin(self, method: Callable[P, T]) -> Callable[P, asyncio.Future[T]]:
+        @functools.wraps(method)
+        def call(*arguments: P.args, **keywords: P.kwargs) -> asyncio.Future[T]:
+            loop = asyncio.get_running_loop()
+            return loop.run_in_executor(self._worker, functools.partial(method, *arguments, **keywords))
+
+        return call
+
+    async def close(self) -> None:
+        """Close the manager when the calls before have ended."""
+        await asyncio.get_running_loop().run_in_executor(self._worker, lambda: None)
+        self._manager.close()
+
+    def stop(self) -> None:
+        """End the worker thread when its work is done; called by the manager's ``close``."""
+        self._worker.shutdown(wait=True)
+
+    async def __aenter__(self) -> AsyncSnapshotManager:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()

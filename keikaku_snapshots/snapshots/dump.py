@@ -1,0 +1,281 @@
+"""Take a dump: pg_dump in an exported snapshot, with everything else beside it (C2).
+
+One transaction of ours exports its snapshot, so that the schema, the counts
+and the dump all describe the same instant. While pg_dump writes, the counts
+run on our connection and the checksum follows the growing file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+
+from keikaku_snapshots.errors import (
+    AccessDeniedError,
+    AuthenticationError,
+    ConnectError,
+    CreateFailedError,
+    DatabaseInUseError,
+    DiskFullError,
+    KeikakuError,
+    OperationTimeoutError,
+    SnapshotCorruptError,
+    ToolError,
+)
+from keikaku_snapshots.postgres import catalog
+from keikaku_snapshots.postgres.connect import connect, server_info, translated
+from keikaku_snapshots.postgres.filters import OUR_SCHEMAS
+from keikaku_snapshots.postgres.ownership import owners_and_grants, roles_needed
+from keikaku_snapshots.postgres.tools import (
+    Tools,
+    pg_restore_list,
+    pg_restore_script,
+    start_pg_dump,
+    translate_tool_failure,
+)
+from keikaku_snapshots.progress import Progress, ProgressCallback
+from keikaku_snapshots.snapshots.disk import ReserveWatcher
+from keikaku_snapshots.snapshots.hashing import FileHash, GrowingFileHash, hash_descriptor
+from keikaku_snapshots.snapshots.verify import check_shape
+
+if TYPE_CHECKING:
+    from keikaku_snapshots._process import RunningTool
+    from keikaku_snapshots.postgres.connect import Connection
+    from keikaku_snapshots.postgres.url import DatabaseURL
+    from keikaku_snapshots.snapshots.store import Stage
+
+#: Seconds between two progress values of a dump.
+_PROGRESS_S = 0.25
+#: Seconds between two looks at a running pg_dump.
+_POLL_S = 0.01
+#: Errors that say better than "creating failed" what happened, with exit codes of their own.
+_KEPT_ERRORS = (
+    AccessDeniedError,
+    AuthenticationError,
+    ConnectError,
+    CreateFailedError,
+    DatabaseInUseError,
+    DiskFullError,
+    OperationTimeoutError,
+    ToolError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DumpOptions:
+    """What the caller asked for."""
+
+    #: ``plain`` or ``custom``.
+    format: str = "plain"
+    #: Level of the custom format's own compression, 0 to 9; None for pg_dump's default.
+    level: int | None = None
+    #: Owners and grants go into the file.
+    owners: bool = True
+    #: DROP statements go in front.
+    clean: bool = False
+    #: Megabytes that must stay free on the disk while it runs.
+    minimum_free_mb: int = 1000
+    #: Seconds pg_dump waits for a table lock.
+    lock_wait_timeout_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Dump:
+    """A complete dump in its temporary file, and what it holds."""
+
+    #: Checksum and size of the file.
+    file: FileHash
+    #: Fields of the manifest that come from the database.
+    facts: dict[str, Any]
+    #: When the snapshot was exported; aware UTC.
+    created_at: datetime
+    #: When the file was complete; aware UTC.
+    finished_at: datetime
+
+
+def take_dump(  # noqa: PLR0913 - what a dump needs
+    url: DatabaseURL,
+    tools: Tools,
+    stage: Stage,
+    options: DumpOptions,
+    *,
+    pass_fds: Sequence[int] = (),
+    progress: ProgressCallback | None = None,
+) -> Dump:
+    """Dump a database into a staged file.
+
+    Args:
+        url: The database.
+        tools: Programs of the server's major version.
+        stage: The temporary file, empty.
+        options: Format and contents.
+        pass_fds: Descriptors that pg_dump inherits, so that locks outlive a killed parent (FAULTS 57).
+        progress: Told the bytes written so far.
+
+    Returns:
+        The dump; the file is not synced yet.
+
+    Raises:
+        ConnectError: The connection was lost; nothing but the temporary file is left.
+        DiskFullError: The reserve of free space was reached.
+        CreateFailedError: pg_dump failed.
+    """
+    with connect(url, statement_timeout_s=0, lock_timeout_s=options.lock_wait_timeout_s) as connection:
+        with translated(url, "exporting a snapshot"):
+            exported = _export(connection)
+        created_at = datetime.now(UTC)
+        watcher = ReserveWatcher(stage.path.parent, options.minimum_free_mb)
+        follower = GrowingFileHash(stage.path) if options.format == "plain" else None
+        try:
+            with start_pg_dump(
+                tools,
+                url,
+                stage.path,
+                format="custom" if options.format == "custom" else "plain",
+                snapshot_id=exported,
+                lock_wait_timeout_s=options.lock_wait_timeout_s,
+                compression=options.level,
+                owners=options.owners,
+                clean=options.clean,
+                exclude_schemas=_our_schemas(connection),
+                sync=False,  # the store syncs the file when it publishes it
+                pass_fds=(stage.fileno(), *pass_fds),
+                watch=watcher,
+            ) as running:
+                with translated(url, "reading the catalog"):
+                    facts = _facts(connection, url)
+                _follow(running, stage, progress)
+                result = running.wait()
+            if result.stopped:
+                raise watcher.error(result.stopped)
+            if not result.ok:
+                raise translate_tool_failure(result, url, doing=f"dumping {url.database}")
+            check_shape(stage.fileno(), options.format, stage.path.name)
+            file = follower.finish() if follower is not None else hash_descriptor(stage.fileno())
+        except KeikakuError as error:
+            raise _create_failed(error, url) from error
+        finally:
+            if follower is not None:
+                follower.abandon()
+    if options.format == "custom":
+        check_archive(tools, stage.fileno(), stage.path.name)
+    return Dump(file, facts, created_at, datetime.now(UTC))
+
+
+def check_archive(tools: Tools, descriptor: int, name: str) -> None:
+    """Read a custom archive as a whole; listing it would not find a late cut (FAULTS 7).
+
+    Args:
+        tools: Programs that can read it.
+        descriptor: The open file.
+        name: What to call it in errors.
+
+    Raises:
+        SnapshotCorruptError: It cannot be read.
+    """
+    path = f"/dev/fd/{descriptor}"
+    pg_restore_list(tools, path, pass_fds=(descriptor,))
+    result = pg_restore_script(tools, path, "/dev/null", pass_fds=(descriptor,))
+    if not result.ok:
+        raise SnapshotCorruptError(f"{name} cannot be read as an archive", found=result.stderr.strip()[-500:])
+
+
+def _export(connection: Connection) -> str:
+    connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+    connection.read_only = True
+    row = connection.execute("SELECT pg_catalog.pg_export_snapshot()").fetchone()
+    # Waiting for pg_dump must not look like an abandoned transaction.
+    connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+    connection.execute(
+        "SELECT set_config('transaction_timeout', '0', true) FROM pg_settings WHERE name = 'transaction_timeout'"
+    )
+    return str(row[0]) if row else ""
+
+
+def _our_schemas(connection: Connection) -> list[str]:
+    rows = connection.execute(
+        "SELECT nspname::text FROM pg_catalog.pg_namespace WHERE nspname = ANY(%s)", [list(OUR_SCHEMAS)]
+    ).fetchall()
+    return [row[0] for row in rows]
+
+
+def _facts(connection: Connection, url: DatabaseURL) -> dict[str, Any]:
+    """Everything the manifest says about the database, as of the exported snapshot."""
+    info = server_info(connection)
+    schema = catalog.fingerprint(connection)
+    extensions = catalog.extensions(connection)
+    collation = connection.execute(
+        "SELECT datcollate::text, (SELECT current_user::text) FROM pg_catalog.pg_database"
+        " WHERE datname = current_database()"
+    ).fetchone()
+    role = str(collation[1]) if collation else ""
+    return {
+        "database": url.database,
+        "server_version": info.version,
+        "server_major": info.major,
+        "encoding": info.encoding,
+        "collation": str(collation[0]) if collation else "",
+        "extensions": [
+            {
+                "name": item.name,
+                "version": item.version,
+                "schema": item.schema,
+                "owner": item.owner,
+                "trusted": item.trusted,
+            }
+            for item in extensions
+        ],
+        "foreign_owned_extensions": [item.name for item in extensions if item.owner != role],
+        "roles": roles_needed(connection),
+        "schema_fingerprint": schema.digest,
+        "schema_objects": schema.objects,
+        "ownership_digest": ownership_digest(connection),
+        "alembic_heads": catalog.alembic_heads(connection),
+        "large_objects": catalog.large_object_count(connection),
+        "sequences": {name: list(state) for name, state in catalog.sequences(connection).items()},
+        "row_counts": catalog.row_counts(connection),
+    }
+
+
+def ownership_digest(connection: Connection) -> str:
+    """Digest all owners and grants, those of large objects left out: they come with the rows.
+
+    Args:
+        connection: The database.
+
+    Returns:
+        SHA-256 in hex.
+    """
+    lines = [one.statement for one in owners_and_grants(connection) if not one.object.startswith("large object ")]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _follow(running: RunningTool, stage: Stage, progress: ProgressCallback | None) -> None:
+    """Tell the size of the growing file until pg_dump has ended."""
+    begun = time.monotonic()
+    told = begun
+    while running.poll() is None:
+        time.sleep(_POLL_S)
+        if progress is not None and time.monotonic() - told >= _PROGRESS_S:
+            told = time.monotonic()
+            progress(Progress("dump", stage.path.stat().st_size, None, "bytes", told - begun))
+    if progress is not None:
+        size = stage.path.stat().st_size
+        progress(Progress("dump", size, size, "bytes", time.monotonic() - begun, finished=True))
+
+
+def _create_failed(error: KeikakuError, url: DatabaseURL) -> KeikakuError:
+    if isinstance(error, _KEPT_ERRORS):
+        return error
+    return CreateFailedError(
+        f"the dump of {url.database} failed",
+        found="\n".join(line for line in (error.headline, error.found) if line),
+        hint=error.hint,
+        **error.details,
+    )

@@ -1,0 +1,579 @@
+"""SnapshotManager: what people import."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from keikaku_snapshots.errors import (
+    ConnectError,
+    KeikakuError,
+    NoDatabaseError,
+    ParameterTypeError,
+    SnapshotCorruptError,
+    SnapshotNotFoundError,
+    UsageError,
+)
+from keikaku_snapshots.snapshots.names import check_name
+from keikaku_snapshots.snapshots.store import SnapshotStore, Snapshots
+
+if TYPE_CHECKING:
+    from keikaku_snapshots.postgres.connect import RetryPolicy
+    from keikaku_snapshots.postgres.tools import Tools
+    from keikaku_snapshots.postgres.url import DatabaseURL
+    from keikaku_snapshots.progress import ProgressCallback
+    from keikaku_snapshots.snapshots.aio import AsyncSnapshotManager
+    from keikaku_snapshots.snapshots.dump import Dump, DumpOptions
+    from keikaku_snapshots.snapshots.manifest import Manifest, Snapshot
+    from keikaku_snapshots.snapshots.restore import Restored
+    from keikaku_snapshots.snapshots.store import Stage
+    from keikaku_snapshots.snapshots.verify import Verification
+
+log = logging.getLogger("keikaku_snapshots.manager")
+
+#: Formats that can be made now.
+FORMATS = ("plain", "custom")
+_ON_MISMATCH = ("warn", "error", "ignore")
+
+
+class SnapshotManager:
+    """Makes, restores and looks after the snapshots of one database in one directory.
+
+    Use it as a context manager, or call `close`. One manager serves one
+    thread at a time; `aio` has the same methods as awaitables.
+    """
+
+    def __init__(  # noqa: PLR0913 - each is a setting with a default
+        self,
+        db_url: str | DatabaseURL | Any | None,
+        snapshot_dir: str | os.PathLike[str] = "snapshots",
+        *,
+        lock_wait_s: float = 0,
+        keep_old_minutes: float = 0,
+        allow_protected: bool = False,
+        allowed_databases: Sequence[str] = (),
+        protected_words: Sequence[str] | None = None,
+        minimum_free_mb: int = 1000,
+        lock_timeout_s: float = 3.0,
+        pg_bin: str | os.PathLike[str] | None = None,
+        maintenance_database: str = "postgres",
+        retry: RetryPolicy | None = None,
+    ) -> None:
+        """Prepare; no connection is made and no file is touched.
+
+        Args:
+            db_url: The database: text, `DatabaseURL` or SQLAlchemy URL. None for
+                a manager that only looks after files.
+            snapshot_dir: Directory of the snapshots; made when something is written.
+            lock_wait_s: Seconds to wait for another process on the same snapshot or database.
+            keep_old_minutes: Minutes a database replaced by a swap is kept.
+            allow_protected: Restore over a database that looks like production.
+            allowed_databases: Patterns of the only databases that may be replaced.
+            protected_words: Whole words that mean production; the usual ones if None.
+            minimum_free_mb: Megabytes that must stay free on the disk of the snapshots.
+            lock_timeout_s: Seconds a restore in place waits for each lock.
+            pg_bin: Directory of pg_dump and pg_restore; searched if None.
+            maintenance_database: The database from which others are made and renamed.
+            retry: Tries when the connection is lost while dumping.
+
+        Raises:
+            InvalidURLError: The URL cannot be understood.
+            UsageError: An option has a value that makes no sense.
+        """
+        from keikaku_snapshots.postgres.url import DatabaseURL
+        from keikaku_snapshots.snapshots.guards import PROTECTED_WORDS
+
+        for label, value in (("lock_wait_s", lock_wait_s), ("keep_old_minutes", keep_old_minutes),
+                             ("minimum_free_mb", minimum_free_mb), ("lock_timeout_s", lock_timeout_s)):  # fmt: skip
+            _check_number(label, value)
+        self._url = None if db_url is None else DatabaseURL.parse(db_url)
+        self._store = SnapshotStore(snapshot_dir)
+        self._lock_wait_s = lock_wait_s
+        self._keep_old_minutes = keep_old_minutes
+        self._allow_protected = allow_protected
+        self._allowed_databases = tuple(allowed_databases)
+        self._protected_words = tuple(PROTECTED_WORDS if protected_words is None else protected_words)
+        self._minimum_free_mb = minimum_free_mb
+        self._lock_timeout_s = lock_timeout_s
+        self._pg_bin = None if pg_bin is None else Path(pg_bin)
+        self._maintenance = maintenance_database
+        self._retry = retry
+        self._aio: AsyncSnapshotManager | None = None
+
+    # -- life ------------------------------------------------------------------------
+
+    @property
+    def url(self) -> DatabaseURL:
+        """The database.
+
+        Raises:
+            NoDatabaseError: None was given.
+        """
+        if self._url is None:
+            raise NoDatabaseError("this SnapshotManager was made without a database")
+        return self._url
+
+    @property
+    def directory(self) -> Path:
+        """Directory of the snapshots, absolute."""
+        return self._store.directory
+
+    @property
+    def aio(self) -> AsyncSnapshotManager:
+        """The same methods as awaitables."""
+        if self._aio is None:
+            from keikaku_snapshots.snapshots.aio import AsyncSnapshotManager
+
+            self._aio = AsyncSnapshotManager(self)
+        return self._aio
+
+    def close(self) -> None:
+        """Give back what is held; harmless when repeated."""
+        if self._aio is not None:
+            self._aio.stop()
+            self._aio = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"SnapshotManager({self._url!s}, snapshot_dir={str(self.directory)!r})"
+
+    # -- making ----------------------------------------------------------------------
+
+    def create_snapshot(  # noqa: PLR0913 - the names people type (DESIGN)
+        self,
+        name: str,
+        description: str = "",
+        version: str | None = None,
+        format: str = "plain",  # noqa: A002
+        compression: str | None = None,
+        level: int | None = None,
+        scope: str = "database",
+        owners: bool = True,
+        clean: bool = False,
+        jobs: int = 1,
+        tags: Sequence[str] = (),
+        pinned: bool = False,
+        overwrite: bool = False,
+        metadata: Mapping[str, Any] | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> Snapshot:
+        """Make a new version of a snapshot; it appears complete, or not at all.
+
+        Args:
+            name: Name of the snapshot: letters, digits, ``.``, ``_``, ``-``.
+            description: What it is for.
+            version: A label of your own instead of the time.
+            format: ``plain`` (SQL text) or ``custom`` (an archive for pg_restore).
+            compression: Not available yet.
+            level: Compression of the custom format, 0 to 9.
+            scope: ``database``.
+            owners: Keep owners and grants; False makes a portable file.
+            clean: Put DROP statements in front, for psql by hand.
+            jobs: 1.
+            tags: Free words.
+            pinned: Never deleted by retention.
+            overwrite: Replace ``version`` if it exists, once the new one is complete.
+            metadata: Recorded in the manifest, such as dataset, scale and seed.
+            progress: Called with `Progress` values, in bytes.
+
+        Returns:
+            The snapshot.
+
+        Raises:
+            SnapshotExistsError: The version exists (a `ValueError`).
+            OtherDatabaseError: The name belongs to another application's snapshots.
+            DiskFullError: There is too little room; nothing was left behind.
+            LockBusyError: Another process makes a snapshot of this name.
+            CreateFailedError: pg_dump failed; nothing was published.
+        """
+        from keikaku_snapshots.snapshots.dump import DumpOptions
+
+        check_name(name)
+        _check_create(format, compression, level, scope, jobs, clean=clean)
+        options = DumpOptions(format, level, owners, clean, self._minimum_free_mb)
+        fields: dict[str, Any] = {
+            "name": name,
+            "description": description,
+            "tags": list(tags),
+            "pinned": pinned,
+            "metadata": dict(metadata or {}),
+        }
+        url = self.url
+        with self._store.writing(name, operation="create", wait_s=self._lock_wait_s) as lock:
+            if version is not None:
+                self._store.check_free(name, version, overwrite=overwrite)
+            tools = self._prepare_create(name, format)
+            retrying = self._dump_retry()
+
+            def attempt() -> Snapshot:
+                from keikaku_snapshots.snapshots.dump import take_dump
+
+                with self._store.stage(name, _suffix(format)) as stage, _copy_of(lock.fileno()) as held:
+                    dump = take_dump(url, tools, stage, options, pass_fds=(held,), progress=progress)
+                    return self._publish(stage, dump, options, tools, fields, version, overwrite=overwrite)
+
+            snapshot = retrying(attempt)
+        log.info("created %s (%d bytes)", snapshot, snapshot.size_bytes)
+        return snapshot
+
+    def _prepare_create(self, name: str, format_name: str) -> Tools:
+        """Look at everything that can be known beforehand: tools, disk, whose name it is."""
+        from keikaku_snapshots.postgres import catalog
+        from keikaku_snapshots.postgres.connect import connect, server_info, translated
+        from keikaku_snapshots.postgres.tools import find_tools
+        from keikaku_snapshots.snapshots.disk import check_space, estimate_bytes
+        from keikaku_snapshots.snapshots.guards import check_create_identity
+
+        url = self.url
+        with connect(url, autocommit=True, retry=self._retry) as connection:
+            tools = find_tools(server_info(connection).major, configured=self._pg_bin)
+            with translated(url, "looking at the database"):
+                tables = [table.name.text for table in catalog.tables(connection) if table.holds_rows]
+                size = catalog.database_size_bytes(connection)
+        earlier = [item for item in self._store.list(name) if item.is_valid and item.manifest is not None]
+        check_create_identity(name, earlier[0].manifest if earlier else None, tables, url)
+        same = [item for item in earlier if item.format == format_name and _database_of(item) == url.database]
+        estimate = estimate_bytes(
+            database_bytes=size,
+            last_snapshot_bytes=same[0].size_bytes if same else None,
+            format_name=format_name,
+        )
+        self._store.prepare()
+        check_space(self._store.directory, estimate, minimum_free_mb=self._minimum_free_mb)
+        return tools
+
+    def _dump_retry(self) -> Callable[[Callable[[], Snapshot]], Snapshot]:
+        """A dump only reads: a lost connection is tried again, with a new temporary file (FAULTS 3.9)."""
+        from keikaku_snapshots.postgres.connect import is_transient, retrying
+
+        def lost(error: BaseException) -> bool:
+            return isinstance(error, ConnectError) and is_transient(error)
+
+        loop = retrying(self._retry, should_retry=lost)
+        return lambda attempt: loop(attempt)
+
+    def _publish(  # noqa: PLR0913 - what a manifest is made of
+        self,
+        stage: Stage,
+        dump: Dump,
+        options: DumpOptions,
+        tools: Tools,
+        fields: dict[str, Any],
+        version: str | None,
+        *,
+        overwrite: bool,
+    ) -> Snapshot:
+        from keikaku_snapshots import __version__
+        from keikaku_snapshots.snapshots.manifest import Manifest
+
+        manifest = Manifest(
+            **fields,
+            **dump.facts,
+            version=version or self._store.next_version(fields["name"], dump.created_at),
+            created_at=dump.created_at,
+            finished_at=dump.finished_at,
+            data_file=stage.path.name,
+            size_bytes=dump.file.size_bytes,
+            sha256=dump.file.sha256,
+            format=options.format,
+            owners=options.owners,
+            clean=options.clean,
+            tool_versions={"pg_dump": tools.version},
+            keikaku_version=__version__,
+            created_by={"user": _account(), "host": platform.node()},
+        )
+        return self._store.publish(stage, manifest, overwrite=overwrite)
+
+    # -- restoring -------------------------------------------------------------------
+
+    def restore_snapshot(  # noqa: PLR0913 - the names people type (DESIGN)
+        self,
+        name: str,
+        version: str | None = None,
+        use_latest: bool = True,
+        strategy: str = "auto",
+        on_schema_mismatch: str = "warn",
+        clean_existing: bool = True,
+        from_other_database: bool = False,
+        trust: bool = False,
+        after_restore: Sequence[Any] = (),
+        progress: ProgressCallback | None = None,
+        *,
+        disconnect: bool = False,
+    ) -> Restored:
+        """Bring the database back to a snapshot, exactly; on any error it is as it was.
+
+        Args:
+            name: Name of the snapshot.
+            version: An exact version; the newest valid one if None.
+            use_latest: Accepted for existing callers; the newest valid snapshot is
+                always found from the manifests.
+            strategy: ``in_place`` (one transaction, sessions stay), ``swap`` (built
+                beside, renamed; ends other sessions), or ``auto``: never disconnects anyone.
+            on_schema_mismatch: ``warn``, ``error`` or ``ignore`` when the schema is not the snapshot's.
+            clean_existing: True; for test-data snapshots, which are not available yet.
+            from_other_database: Replace another application's tables.
+            trust: Restore a file that has no manifest.
+            after_restore: Not available yet.
+            progress: Called with `Progress` values, in bytes of the snapshot.
+            disconnect: Let ``auto`` end other sessions and use the fast way.
+
+        Returns:
+            Which way was used and why, the time it took, and warnings.
+
+        Raises:
+            SnapshotNotFoundError: There is none (a `FileNotFoundError`).
+            SnapshotCorruptError: The files are damaged; the database was not touched.
+            ProtectedDatabaseError: The database looks like production.
+            OtherDatabaseError: It holds another application's tables.
+            SchemaDriftError: The schema differs and ``error`` was asked for.
+            DatabaseInUseError: Another session holds a table; the text says which.
+            UnsafeRestoreError: This way would not be exact; nothing was changed.
+            RestoreFailedError: The server refused something; nothing was changed.
+        """
+        from keikaku_snapshots.snapshots.guards import check_protected
+        from keikaku_snapshots.snapshots.restore import Restore, RestoreOptions, as_restore_error
+
+        del use_latest
+        _check_restore(strategy, on_schema_mismatch, after_restore, clean_existing=clean_existing)
+        url = self.url
+        check_protected(
+            url,
+            allow_protected=self._allow_protected,
+            protected_words=self._protected_words,
+            allowed_databases=self._allowed_databases,
+        )
+        snapshot = self._find(name, version, trust=trust)
+        options = RestoreOptions(
+            strategy=strategy,
+            on_schema_mismatch=on_schema_mismatch,
+            from_other_database=from_other_database,
+            trust=trust,
+            disconnect=disconnect,
+            lock_timeout_s=self._lock_timeout_s,
+            lock_wait_s=self._lock_wait_s,
+            keep_old_minutes=self._keep_old_minutes,
+            maintenance=self._maintenance,
+            pg_bin=self._pg_bin,
+            minimum_free_mb=self._minimum_free_mb,
+        )
+        try:
+            with self._store.reading(snapshot, wait_s=self._lock_wait_s, trust=trust) as opened:
+                return Restore(url, self._store, opened, options, progress).run()
+        except KeikakuError as error:
+            better = as_restore_error(error, url)
+            if better is error:
+                raise
+            raise better from error
+
+    def _find(self, name: str, version: str | None, *, trust: bool) -> Snapshot:
+        try:
+            return self._store.find(name, version)
+        except SnapshotNotFoundError:
+            # A file without manifest is never "the newest valid one"; trust takes it all the same.
+            found = [item for item in self._store.list(name) if trust and item.manifest is None]
+            if not found:
+                raise
+            return found[0]
+
+    # -- looking ---------------------------------------------------------------------
+
+    def list_snapshots(self, name: str | None = None) -> Snapshots:
+        """List snapshots, newest first, damaged ones with their problem.
+
+        Args:
+            name: Only those of this name.
+
+        Returns:
+            The snapshots.
+        """
+        return self._store.list(name)
+
+    def get_snapshot(self, name: str, version: str | None = None) -> Snapshot:
+        """Find the newest valid snapshot of a name, or an exact version.
+
+        Args:
+            name: Its name.
+            version: Its version.
+
+        Returns:
+            The snapshot.
+
+        Raises:
+            SnapshotNotFoundError: There is none (a `FileNotFoundError`).
+        """
+        return self._store.find(name, version)
+
+    def snapshot_exists(self, name: str) -> bool:
+        """Tell whether there is a valid snapshot of this name.
+
+        Args:
+            name: Its name.
+
+        Returns:
+            True if one can be restored.
+        """
+        return self._store.latest(name) is not None
+
+    def verify_snapshot(self, name: str, version: str | None = None) -> Verification:
+        """Read a snapshot as a whole and compare it with its manifest.
+
+        Args:
+            name: Its name.
+            version: Its version; the newest one, valid or not, if None.
+
+        Returns:
+            What was checked.
+
+        Raises:
+            SnapshotNotFoundError: There is none.
+            SnapshotCorruptError: It is damaged; the text says how.
+        """
+        from keikaku_snapshots.snapshots.verify import Verification, check_shape
+
+        begun = time.monotonic()
+        check_name(name)
+        found = self._store.list(name)
+        snapshot = found[0] if found and version is None else self._store.find(name, version)
+        checks = ["manifest", "size", "SHA-256", "header and end"]
+        with self._store.reading(snapshot, wait_s=self._lock_wait_s) as opened:
+            file = opened.check()
+            check_shape(opened.fileno(), snapshot.format, opened.path.name)
+            if snapshot.format == "custom":
+                self._read_archive(opened.fileno(), opened.path.name, opened.snapshot.manifest)
+                checks.append("archive read as a whole")
+            opened.check_unchanged()
+        return Verification(snapshot, file.sha256, file.size_bytes, tuple(checks), time.monotonic() - begun)
+
+    def _read_archive(self, descriptor: int, name: str, manifest: Manifest | None) -> None:
+        from keikaku_snapshots.postgres.tools import find_tools
+        from keikaku_snapshots.snapshots.dump import check_archive
+
+        if manifest is not None:
+            check_archive(find_tools(manifest.server_major, configured=self._pg_bin), descriptor, name)
+
+    # -- removing --------------------------------------------------------------------
+
+    def delete_snapshot(self, name: str, version: str | None = None) -> bool:
+        """Delete one version of a snapshot.
+
+        Args:
+            name: Its name.
+            version: Its version; the newest valid one if None.
+
+        Returns:
+            True when it was deleted, False when there was none.
+
+        Raises:
+            SnapshotInUseError: A restore reads it.
+        """
+        try:
+            snapshot = self._store.find(name, version)
+        except SnapshotNotFoundError:
+            return False
+        self._store.delete(snapshot)
+        return True
+
+    def delete_old_snapshots(self, name: str, keep_count: int = 3) -> Snapshots:
+        """Delete all but the newest valid versions of a snapshot.
+
+        Args:
+            name: Exactly this name.
+            keep_count: How many to keep, at least 1.
+
+        Returns:
+            What was deleted, newest first.
+        """
+        return self._store.delete_old(name, keep_count)
+
+
+def _check_create(  # noqa: PLR0913 - the options of create_snapshot
+    format_name: str, compression: str | None, level: int | None, scope: str, jobs: int, *, clean: bool
+) -> None:
+    if format_name not in FORMATS:
+        raise UsageError(f"format {format_name!r} is not available", found=f"available: {', '.join(FORMATS)}")
+    if scope != "database":
+        raise UsageError(f"scope {scope!r} is not available", found="available: database")
+    if compression is not None:
+        raise UsageError(
+            f"compression {compression!r} is not available",
+            hint="Use format='custom', which compresses by itself; level=0..9 sets how much.",
+        )
+    if jobs != 1:
+        raise UsageError(f"jobs={jobs} is not available", found="available: 1")
+    if level is not None:
+        if format_name != "custom":
+            raise UsageError("level needs format='custom'", found=f"format={format_name!r}")
+        if isinstance(level, bool) or not isinstance(level, int) or not 0 <= level <= 9:  # noqa: PLR2004
+            raise UsageError(f"level must be a whole number from 0 to 9, not {level!r}")
+    if clean and format_name == "custom":
+        raise UsageError("clean needs format='plain'", hint="pg_restore --clean does the same for an archive.")
+
+
+def _check_restore(
+    strategy: str, on_schema_mismatch: str, after_restore: Sequence[Any], *, clean_existing: bool
+) -> None:
+    from keikaku_snapshots.snapshots.restore import STRATEGIES
+
+    if strategy not in STRATEGIES:
+        raise UsageError(f"strategy {strategy!r} is not available", found=f"available: {', '.join(STRATEGIES)}")
+    if on_schema_mismatch not in _ON_MISMATCH:
+        raise UsageError(
+            f"on_schema_mismatch {on_schema_mismatch!r} is not known", found=f"known: {', '.join(_ON_MISMATCH)}"
+        )
+    if after_restore:
+        raise UsageError("after_restore is not available", hint="Run it yourself when restore_snapshot has returned.")
+    if not clean_existing:
+        raise UsageError("clean_existing=False is for test-data snapshots, which are not available")
+
+
+def _check_number(label: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ParameterTypeError(f"{label} must be a number, not {type(value).__name__}")
+    if value < 0:
+        raise UsageError(f"{label} must not be negative, but is {value}")
+
+
+@contextlib.contextmanager
+def _copy_of(descriptor: int) -> Iterator[int]:
+    """A second descriptor of a lock for a child: a fork closes the first one in the child (`lock`)."""
+    copy = os.dup(descriptor)
+    try:
+        yield copy
+    finally:
+        os.close(copy)
+
+
+def _suffix(format_name: str) -> str:
+    from keikaku_snapshots.snapshots.names import suffix_of
+
+    return suffix_of(format_name)
+
+
+def _database_of(snapshot: Snapshot) -> str:
+    return snapshot.manifest.database if snapshot.manifest else ""
+
+
+def _account() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())  # an account without a name, as containers have
+
+
+__all__ = ["SnapshotCorruptError", "SnapshotManager"]

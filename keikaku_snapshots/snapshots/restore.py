@@ -1,0 +1,357 @@
+"""Bring a database back to a snapshot: guards, choice of strategy, and the restore itself."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from keikaku_snapshots.errors import (
+    AccessDeniedError,
+    DatabaseInUseError,
+    KeikakuError,
+    OutcomeUnknownError,
+    RefusedError,
+    RestoreFailedError,
+    SnapshotCorruptError,
+    ToolVersionError,
+    UnsafeRestoreError,
+)
+from keikaku_snapshots.postgres import catalog, databases
+from keikaku_snapshots.postgres.connect import connect, server_info, translated
+from keikaku_snapshots.postgres.tools import find_tools, pg_restore_script, translate_tool_failure
+from keikaku_snapshots.progress import Progress, ProgressCallback
+from keikaku_snapshots.snapshots import guards
+from keikaku_snapshots.snapshots.disk import ReserveWatcher
+from keikaku_snapshots.snapshots.in_place import LOCK_TIMEOUT_S, restore_in_place
+from keikaku_snapshots.snapshots.load import RoleRights, Script, role_rights
+from keikaku_snapshots.snapshots.swap import refuse_obstacles, restore_by_swap
+from keikaku_snapshots.snapshots.verify import check_shape
+
+if TYPE_CHECKING:
+    from keikaku_snapshots.postgres.connect import Connection
+    from keikaku_snapshots.postgres.url import DatabaseURL
+    from keikaku_snapshots.snapshots.manifest import Manifest, Snapshot
+    from keikaku_snapshots.snapshots.reading import OpenSnapshot
+    from keikaku_snapshots.snapshots.store import SnapshotStore
+
+log = logging.getLogger("keikaku_snapshots.restore")
+
+Strategy = Literal["auto", "in_place", "swap"]
+#: Names of the strategies.
+STRATEGIES: tuple[str, ...] = ("auto", "in_place", "swap")
+#: Bytes of the file between two progress values.
+_PROGRESS_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A restore that is done."""
+
+    #: What was restored.
+    snapshot: Snapshot
+    #: How: ``in_place`` or ``swap``.
+    strategy: str
+    #: Why this way, in words.
+    reason: str
+    #: Seconds from the call to the end.
+    seconds: float
+    #: What is not exactly as in the snapshot, or worth knowing.
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreOptions:
+    """What the caller asked for."""
+
+    #: ``auto``, ``in_place`` or ``swap``.
+    strategy: str = "auto"
+    #: ``warn``, ``error`` or ``ignore``.
+    on_schema_mismatch: str = "warn"
+    #: Replace another application's tables.
+    from_other_database: bool = False
+    #: Take a file without manifest.
+    trust: bool = False
+    #: End other sessions, so that ``auto`` may swap.
+    disconnect: bool = False
+    #: Seconds ``in_place`` waits for each lock.
+    lock_timeout_s: float = LOCK_TIMEOUT_S
+    #: Seconds to wait for another restore of the same database.
+    lock_wait_s: float = 0
+    #: Minutes a replaced database is kept.
+    keep_old_minutes: float = 0
+    #: The database from which others are made and renamed.
+    maintenance: str = databases.MAINTENANCE_DATABASE
+    #: Where the programs are.
+    pg_bin: str | Path | None = None
+    #: Megabytes that must stay free where an archive is unpacked.
+    minimum_free_mb: int = 1000
+
+
+class Restore:
+    """One restore; `run` does it."""
+
+    def __init__(
+        self,
+        url: DatabaseURL,
+        store: SnapshotStore,
+        opened: OpenSnapshot,
+        options: RestoreOptions,
+        progress: ProgressCallback | None = None,
+    ) -> None:
+        """Prepare; nothing is touched yet.
+
+        Args:
+            url: The database.
+            store: Where the snapshot is.
+            opened: The snapshot, held so that nobody deletes it.
+            options: What the caller asked for.
+            progress: Told every step and the bytes loaded.
+        """
+        self._url = url
+        self._store = store
+        self._opened = opened
+        self._options = options
+        self._progress = progress
+        self._begun = time.monotonic()
+        self._warnings: list[str] = []
+
+    @property
+    def _snapshot(self) -> Snapshot:
+        return self._opened.snapshot
+
+    @property
+    def _manifest(self) -> Manifest | None:
+        return self._snapshot.manifest
+
+    def run(self) -> Restored:
+        """Restore.
+
+        Returns:
+            How it went.
+
+        Raises:
+            KeikakuError: The database is as it was, but after `OutcomeUnknownError`.
+        """
+        options = self._options
+        with databases.target_lock(
+            self._url, options.lock_wait_s, "restore", maintenance=options.maintenance
+        ) as lock:
+            with connect(self._url, autocommit=True) as connection, translated(self._url, "checking the database"):
+                rights = self._look(connection)
+                strategy, reason = self._choose(connection, lock.connection)
+            if strategy == "in_place":
+                self._in_place(rights)
+            else:
+                strategy, reason = self._swap_or_stay(rights, lock, reason)
+        seconds = time.monotonic() - self._begun
+        log.info("restored %s into %s by %s in %.2f s", self._snapshot, self._url.database, strategy, seconds)
+        return Restored(self._snapshot, strategy, reason, seconds, tuple(self._warnings))
+
+    # -- before anything is touched ------------------------------------------------
+
+    def _look(self, connection: Connection) -> RoleRights:
+        manifest = self._manifest
+        self._check_versions(connection)
+        guards.check_writing(connection, self._url, manifest.encoding if manifest else "UTF8")
+        if manifest is None:
+            self._warnings.append(f"{self._opened.path.name} has no manifest; it was restored on trust, uncounted")
+            return role_rights(connection, [])
+        tables = [table.name.text for table in catalog.tables(connection) if table.holds_rows]
+        guards.check_identity(manifest, tables, self._url, allowed=self._options.from_other_database)
+        now = catalog.fingerprint(connection)
+        lines = guards.drift(manifest, now, catalog.alembic_heads(connection))
+        self._warnings += guards.check_drift(manifest, lines, self._options.on_schema_mismatch)
+        return role_rights(connection, manifest.roles if manifest.owners else [])
+
+    def _check_versions(self, connection: Connection) -> None:
+        """A newer server's dump has settings and syntax that an older one refuses (FAULTS 68)."""
+        info = server_info(connection)
+        if self._manifest is not None and self._manifest.server_major > info.major:
+            raise ToolVersionError(
+                f"snapshot {self._snapshot} was made by PostgreSQL {self._manifest.server_major}, "
+                f"the server is PostgreSQL {info.version}",
+                found=f"Database: {self._url.location}",
+                hint=f"Restore into PostgreSQL {self._manifest.server_major} or newer.",
+            )
+
+    def _choose(self, connection: Connection, admin: Connection) -> tuple[str, str]:
+        """Which strategy, and why; refuses what cannot work."""
+        wanted = self._options.strategy
+        manifest = self._manifest
+        lacking = {
+            fresh: guards.missing_extensions(connection, manifest, fresh=fresh) if manifest else []
+            for fresh in (False, True)
+        }
+        if wanted == "in_place":
+            self._refuse_extensions(lacking[False])
+            return "in_place", "asked for"
+        if wanted == "swap":
+            self._refuse_extensions(lacking[True])
+            refuse_obstacles(admin, self._url, disconnect=True)
+            return "swap", "asked for"
+        me = connection.info.backend_pid
+        others = [one for one in databases.sessions_in(admin, self._url.database) if one.pid != me]
+        if others and not self._options.disconnect:
+            self._refuse_extensions(lacking[False])
+            return "in_place", (
+                f"{len(others)} other {'session is' if len(others) == 1 else 'sessions are'} connected and nobody is"
+                " disconnected; --disconnect allows the fast way"
+            )
+        reasons = list(lacking[True])
+        try:
+            refuse_obstacles(admin, self._url, disconnect=True)
+        except UnsafeRestoreError as error:
+            reasons += [line for line in error.found.splitlines() if not line.startswith("Database: ")]
+        if reasons:
+            self._refuse_extensions(lacking[False])
+            return "in_place", f"a swap is not possible: {'; '.join(reasons)}"
+        return "swap", "sessions are disconnected as asked" if others else "nobody else is connected"
+
+    def _refuse_extensions(self, reasons: Sequence[str]) -> None:
+        if reasons:
+            raise UnsafeRestoreError(
+                f"the extensions of snapshot {self._snapshot} cannot be made in {self._url.database}",
+                found="\n".join([*reasons, f"Database: {self._url.location}"]),
+                hint="Install them on the server, or have a superuser run CREATE EXTENSION in the database; "
+                "then strategy='in_place' keeps them.",
+            )
+
+    # -- the two ways -----------------------------------------------------------------
+
+    def _in_place(self, rights: RoleRights) -> None:
+        self._check_file()
+        with self._script() as script:
+            result = restore_in_place(
+                self._url,
+                script,
+                self._manifest,
+                rights,
+                lock_timeout_s=self._options.lock_timeout_s,
+                progress=self._told(script),
+            )
+        self._warnings += result.warnings
+
+    def _swap_or_stay(
+        self, rights: RoleRights, lock: databases.TargetLock, reason: str
+    ) -> tuple[str, str]:
+        """Swap; when ``auto`` chose it and somebody came in meanwhile, restore in place instead."""
+        disconnect = self._options.strategy == "swap" or self._options.disconnect
+        try:
+            self._swap(rights, lock, disconnect=disconnect)
+        except DatabaseInUseError:
+            if disconnect:
+                raise
+            self._in_place(rights)
+            return "in_place", "a session connected while the new database was being built"
+        return "swap", reason
+
+    def _swap(self, rights: RoleRights, lock: databases.TargetLock, *, disconnect: bool) -> None:
+        check_shape(self._opened.fileno(), self._snapshot.format, self._opened.path.name)
+        with ThreadPoolExecutor(1, "keikaku-verify") as beside:
+            checked = beside.submit(self._check_file)
+            try:
+                with self._script() as script:
+                    result = restore_by_swap(
+                        self._url,
+                        script,
+                        self._manifest,
+                        rights,
+                        lock,
+                        verified=checked.result,
+                        maintenance=self._options.maintenance,
+                        disconnect=disconnect,
+                        keep_old_minutes=self._options.keep_old_minutes,
+                        progress=self._told(script),
+                    )
+            except SnapshotCorruptError:
+                checked.result()  # what the checksum says comes first
+                raise
+        self._warnings += result.warnings
+        if result.kept_as:
+            self._warnings.append(f"the replaced database is kept as {result.kept_as}")
+
+    def _check_file(self) -> None:
+        """Shape and checksum, on the file that is held open (B13)."""
+        descriptor = self._opened.fileno()
+        check_shape(descriptor, self._snapshot.format, self._opened.path.name)
+        if self._manifest is not None:
+            self._opened.check()
+
+    @contextlib.contextmanager
+    def _script(self) -> Iterator[Script]:
+        """The snapshot as plain SQL; an archive is unpacked into a temporary file first."""
+        name = self._opened.path.name
+        if self._snapshot.format != "custom":
+            with Script(self._opened.fileno(), name) as script:
+                yield script
+            return
+        with self._unpacked(name) as descriptor, Script(descriptor, name) as script:
+            yield script
+
+    @contextlib.contextmanager
+    def _unpacked(self, name: str) -> Iterator[int]:
+        with connect(self._url, autocommit=True) as connection:
+            tools = find_tools(server_info(connection).major, configured=self._options.pg_bin)
+        with contextlib.ExitStack() as stack:
+            try:
+                stage = stack.enter_context(self._store.stage(self._snapshot.name, self._snapshot.suffix))
+                path, descriptor = stage.path, stage.fileno()
+            except (AccessDeniedError, RefusedError):
+                # Snapshots may be mounted read-only.
+                file = stack.enter_context(tempfile.NamedTemporaryFile(prefix="keikaku-", suffix=".sql"))
+                path, descriptor = Path(file.name), file.fileno()
+            watcher = ReserveWatcher(path.parent, self._options.minimum_free_mb)
+            archive = self._opened.fileno()
+            result = pg_restore_script(
+                tools,
+                f"/dev/fd/{archive}",
+                path,
+                single_transaction=False,
+                pass_fds=(archive,),
+                watch=watcher,
+            )
+            if result.stopped:
+                raise watcher.error(result.stopped)
+            if not result.ok:
+                raise translate_tool_failure(result, None, doing=f"reading {name}")
+            yield descriptor
+
+    def _told(self, script: Script) -> Callable[[int], None] | None:
+        progress = self._progress
+        if progress is None:
+            return None
+        begun = time.monotonic()
+        last = 0
+
+        def tell(position: int) -> None:
+            nonlocal last
+            done = position >= script.size_bytes
+            if position - last >= _PROGRESS_BYTES or done:
+                last = position
+                progress(Progress("restore", position, script.size_bytes, "bytes", time.monotonic() - begun))
+
+        return tell
+
+
+def as_restore_error(error: KeikakuError, url: DatabaseURL) -> KeikakuError:
+    """Give an unexpected failure the restore's own exit code; others are told as they are.
+
+    Args:
+        error: What ended the restore.
+        url: The database.
+
+    Returns:
+        The error to raise.
+    """
+    if type(error) is not KeikakuError or isinstance(error, OutcomeUnknownError):
+        return error
+    return RestoreFailedError(
+        f"restoring into {url.database} failed", found="\n".join([error.what, error.found]), **error.details
+    )

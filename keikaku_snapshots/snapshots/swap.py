@@ -1,0 +1,200 @@
+"""Restore beside the live database and let the new one take its name (RECIPES 3).
+
+Until the two renames, which are one transaction, the live database is not
+touched; whatever fails before only leaves a scratch database to drop. The
+load needs no transaction of its own for the same reason, so it can neither run
+out of locks nor hold back the server's cleaning.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import psycopg
+from psycopg import sql
+
+from keikaku_snapshots.errors import KeikakuError, UnsafeRestoreError
+from keikaku_snapshots.postgres import catalog, databases
+from keikaku_snapshots.postgres.connect import connect
+from keikaku_snapshots.snapshots.in_place import compare_counts
+from keikaku_snapshots.snapshots.load import Loader, RoleRights, Script, restore_failed
+
+if TYPE_CHECKING:
+    from keikaku_snapshots.postgres.connect import Connection
+    from keikaku_snapshots.postgres.url import DatabaseURL
+    from keikaku_snapshots.snapshots.manifest import Manifest
+
+log = logging.getLogger("keikaku_snapshots.restore")
+
+
+@dataclass(frozen=True, slots=True)
+class SwapResult:
+    """How a restore by swap went."""
+
+    #: What the replaced database is called while it is kept; empty when it is being dropped.
+    kept_as: str
+    #: What was not given back exactly.
+    warnings: tuple[str, ...]
+
+
+def restore_by_swap(  # noqa: PLR0913 - what a restore needs
+    url: DatabaseURL,
+    script: Script,
+    manifest: Manifest | None,
+    rights: RoleRights,
+    lock: databases.TargetLock,
+    *,
+    verified: Callable[[], None],
+    maintenance: str = databases.MAINTENANCE_DATABASE,
+    disconnect: bool = True,
+    keep_old_minutes: float = 0,
+    progress: Callable[[int], None] | None = None,
+) -> SwapResult:
+    """Build a database from the snapshot beside the live one and rename it into its place.
+
+    Args:
+        url: The database.
+        script: The dump; for an archive the script made of it.
+        manifest: What is known about the snapshot; None when it is restored on trust.
+        rights: Which roles the connected role can serve.
+        lock: The lock of the target, held.
+        verified: Waits for the check of the file and raises if it is damaged;
+            called before anything goes live, and when the load fails.
+        maintenance: The maintenance database.
+        disconnect: End the sessions inside the live database.
+        keep_old_minutes: How long the replaced database stays.
+        progress: Told the position in the file, bytes.
+
+    Returns:
+        What became of the old database, and warnings.
+
+    Raises:
+        SnapshotCorruptError: The file is damaged; the live database is untouched.
+        RestoreFailedError: The server refused something; likewise.
+        UnsafeRestoreError: A swap would lose something; likewise.
+        DatabaseInUseError: Sessions are inside and may not be ended; likewise.
+    """
+    admin = lock.connection
+    databases.sweep(admin, target=url.database, lock_is_ours=True)
+    scratch = databases.sibling_name("new", url.database)
+    databases.create_scratch(admin, scratch, like=url.database, backend_pid=lock.backend_pid)
+    try:
+        warnings = _fill(url, scratch, script, manifest, rights, verified, progress)
+        lock.check()
+        # Looked at again: a slot or a prepared transaction may have come while we loaded.
+        refuse_obstacles(admin, url, disconnect=disconnect)
+        databases.copy_settings(admin, url.database, scratch)
+        old_name = databases.sibling_name("old", url.database)
+        keep_until = None
+        if keep_old_minutes > 0:
+            keep_until = (datetime.now(UTC) + timedelta(minutes=keep_old_minutes)).isoformat(timespec="seconds")
+        databases.swap_by_rename(
+            url,
+            replacement=scratch,
+            old_name=old_name,
+            disconnect=disconnect,
+            keep_until=keep_until,
+            maintenance=maintenance,
+        )
+    except BaseException:
+        _drop_quietly(url, scratch, maintenance)
+        raise
+    if keep_old_minutes > 0:
+        return SwapResult(old_name, warnings)
+    _leave_drop(url, old_name, maintenance)
+    return SwapResult("", warnings)
+
+
+def refuse_obstacles(admin: Connection, url: DatabaseURL, *, disconnect: bool) -> None:
+    """Refuse a swap that would lose something (FAULTS 101).
+
+    Args:
+        admin: The maintenance database.
+        url: The target.
+        disconnect: True if sessions may be ended.
+
+    Raises:
+        UnsafeRestoreError: Something is in the way.
+    """
+    # Whether sessions are inside is asked by the rename itself.
+    reasons = [
+        reason
+        for reason in databases.obstacles_to_swap(admin, url.database, disconnect=disconnect)
+        if disconnect or not reason.startswith("session is connected")
+    ]
+    if reasons:
+        raise UnsafeRestoreError(
+            f"the database {url.database!r} cannot be replaced by a swap",
+            found="\n".join([*reasons, f"Database: {url.location}"]),
+            hint="Use strategy='in_place', or remove the causes named above.",
+        )
+
+
+def _fill(  # noqa: PLR0913 - the parts of restore_by_swap
+    url: DatabaseURL,
+    scratch: str,
+    script: Script,
+    manifest: Manifest | None,
+    rights: RoleRights,
+    verified: Callable[[], None],
+    progress: Callable[[int], None] | None,
+) -> tuple[str, ...]:
+    """Load, count, analyse; nothing is committed that anybody but us can see."""
+    try:
+        connection = connect(url, database=scratch, autocommit=True, statement_timeout_s=0, lock_timeout_s=0)
+    except KeikakuError:
+        verified()
+        raise
+    loader = Loader(connection, script, rights, progress=progress)
+    try:
+        _quick(connection)
+        loader.run(script.stream(clean=manifest is None or manifest.clean))
+        # The dump set the search path and more; the rest needs names with schemas only.
+        if manifest is not None:
+            compare_counts(connection, manifest)
+        _analyze(connection)
+    except psycopg.Error as error:
+        verified()
+        what = f"restoring {script.name} into {url.database} failed; the database was not touched"
+        raise restore_failed(error, url, what, statement=loader.current) from error
+    except KeikakuError:
+        verified()
+        raise
+    finally:
+        connection.close()
+    verified()
+    return tuple(loader.warnings)
+
+
+def _quick(connection: Connection) -> None:
+    """Not to wait for the disk after each statement: the rename's COMMIT brings all of it there."""
+    connection.execute("SET synchronous_commit = off")
+    connection.execute("SET client_min_messages = error")
+    connection.execute("SET idle_session_timeout = 0")
+
+
+def _analyze(connection: Connection) -> None:
+    names = [table.name.identifier for table in catalog.tables(connection)]
+    if names:
+        connection.execute(sql.SQL("ANALYZE {}").format(sql.SQL(", ").join(names)))
+
+
+def _drop_quietly(url: DatabaseURL, name: str, maintenance: str) -> None:
+    """Drop the scratch database; when that fails, the next command finds it by its mark."""
+    try:
+        with databases.connect_maintenance(url, maintenance=maintenance) as connection:
+            databases.drop(connection, name)
+    except (KeikakuError, psycopg.Error) as error:
+        log.warning("scratch database %s is dropped by the next command (%s)", name, type(error).__name__)
+
+
+def _leave_drop(url: DatabaseURL, name: str, maintenance: str) -> None:
+    """Have the server drop the replaced database, without waiting for it (RECIPES 3.5)."""
+    try:
+        databases.leave_to_server(url, drop_database=name, maintenance=maintenance).abandon()
+    except (KeikakuError, psycopg.Error) as error:
+        log.warning("replaced database %s is dropped by the next command (%s)", name, type(error).__name__)

@@ -1,0 +1,83 @@
+"""What a whole data file looks like, beside its checksum (FAULTS 3.3).
+
+psql ends with 0 on a file that was cut anywhere, so the shape is checked when
+a dump is made and again before every restore, on the same open file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from keikaku_snapshots.errors import SnapshotCorruptError
+
+if TYPE_CHECKING:
+    from keikaku_snapshots.snapshots.manifest import Snapshot
+
+_HEADER = re.compile(rb"--\n-- PostgreSQL database dump\n--\n\n(?:\\restrict (?P<key>[A-Za-z0-9]+)\n\n)?")
+_END = re.compile(rb"--\n-- PostgreSQL database dump complete\n--\n\n(?:\\unrestrict (?P<key>[A-Za-z0-9]+)\n\n)?\Z")
+#: More than header and end can be: the key of ``\restrict`` has 63 characters.
+_EDGE_BYTES = 400
+_ARCHIVE_MAGIC = b"PGDMP"
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """A snapshot that was read as a whole and found to be what its manifest says."""
+
+    #: The snapshot.
+    snapshot: Snapshot
+    #: SHA-256 of its data file.
+    sha256: str
+    #: Bytes of its data file.
+    size_bytes: int
+    #: What was checked, in words.
+    checks: tuple[str, ...]
+    #: Seconds it took.
+    seconds: float
+
+
+def check_shape(descriptor: int, format_name: str, name: str) -> None:
+    """Check header and end of a data file.
+
+    The end carries the random key of the header, so that rows which imitate
+    the end of a dump are not taken for it.
+
+    Args:
+        descriptor: The open file.
+        format_name: ``plain`` or ``custom``.
+        name: What to call the file in errors.
+
+    Raises:
+        SnapshotCorruptError: It is no such file, or was cut.
+    """
+    size = os.fstat(descriptor).st_size
+    head = os.pread(descriptor, _EDGE_BYTES, 0)
+    if format_name == "custom":
+        if not head.startswith(_ARCHIVE_MAGIC):
+            raise _corrupt(name, f"it does not begin as an archive of pg_dump does ({_looks_like(head)})")
+        return
+    header = _HEADER.match(head)
+    if header is None:
+        raise _corrupt(name, f"it does not begin as a dump of pg_dump does ({_looks_like(head)})")
+    tail = os.pread(descriptor, _EDGE_BYTES, max(0, size - _EDGE_BYTES))
+    end = _END.search(tail)
+    if end is None:
+        raise _corrupt(name, "the end of the dump is missing; the file was cut or changed")
+    if header["key"] != end["key"]:
+        raise _corrupt(name, "the keys of \\restrict and \\unrestrict differ")
+
+
+def _looks_like(head: bytes) -> str:
+    if not head:
+        return "it is empty"
+    for magic, kind in ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (_ARCHIVE_MAGIC, "a custom archive")):
+        if head.startswith(magic):
+            return f"it looks like {kind}"
+    return "its first bytes are something else"
+
+
+def _corrupt(name: str, problem: str) -> SnapshotCorruptError:
+    return SnapshotCorruptError(f"{name} is not a whole dump", found=problem)
