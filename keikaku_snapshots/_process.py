@@ -22,12 +22,10 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from keikaku_snapshots.errors import (
     DiskFullError,
@@ -36,6 +34,10 @@ from keikaku_snapshots.errors import (
     ToolMissingError,
     UsageError,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from types import TracebackType
 
 log = logging.getLogger("keikaku_snapshots.process")
 
@@ -79,7 +81,7 @@ class ToolResult:
     @property
     def program(self) -> str:
         """Name of the program, without its directory."""
-        return os.path.basename(self.argv0)
+        return Path(self.argv0).name
 
     @property
     def ok(self) -> bool:
@@ -175,7 +177,7 @@ def _child_setup() -> Callable[[], None]:
     set_mask, set_mask_how = signal.pthread_sigmask, signal.SIG_SETMASK
     if not sys.platform.startswith("linux"):
         return lambda: set_mask(set_mask_how, ()) and None
-    import ctypes  # noqa: PLC0415 - only needed once a program is started
+    import ctypes
 
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
@@ -199,7 +201,7 @@ def _spawn(
             # preexec_fn from a process with threads warns; what it does here is safe after fork.
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore", DeprecationWarning)
-        return subprocess.Popen(  # noqa: S603 - list argv, absolute program, checked by start_tool
+        return subprocess.Popen(
             argv,
             env=env,
             stdin=subprocess.DEVNULL,
@@ -268,7 +270,7 @@ class RunningTool:
         state = f"returncode={self._popen.returncode}" if self._ended.is_set() else "running"
         return f"RunningTool({self._argv0!r}, pid={self.pid}, {state})"
 
-    def __enter__(self) -> RunningTool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -472,14 +474,18 @@ def start_tool(
             hint="Run it under Linux, macOS or WSL 2.",
         )
     arguments = [os.fspath(item) for item in argv]
-    if not arguments or not os.path.isabs(arguments[0]):
-        raise UsageError("A program must be given by its absolute path", hint="Pass a path from find_tools().")
+    if not arguments or not Path(arguments[0]).is_absolute():
+        raise UsageError(
+            "A program must be given by its absolute path", hint="Pass a path from find_tools()."
+        )
     texts = [*arguments, *env.keys(), *env.values()]
     if any("\0" in text for text in texts):
         raise UsageError("An argument or environment value of a program holds a NUL character")
     environment, fds = dict(env), tuple(pass_fds)
     log.debug("starting %s", arguments[0])
-    future = _get_launcher().submit(lambda: _spawn(arguments, environment, fds, capture_stdout=capture_stdout))
+    future = _get_launcher().submit(
+        lambda: _spawn(arguments, environment, fds, capture_stdout=capture_stdout)
+    )
     try:
         popen: subprocess.Popen[bytes] = future.result()
     except (OSError, subprocess.SubprocessError) as error:

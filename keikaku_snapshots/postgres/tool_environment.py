@@ -36,7 +36,12 @@ INHERITED = (
 )
 APPLICATION_NAME = "keikaku_snapshots"
 #: A dead peer is noticed after 30 + 3 * 10 seconds; libpq's default is two hours.
-KEEPALIVES = {"keepalives": "1", "keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
+KEEPALIVES = {
+    "keepalives": "1",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+}
 #: A server process whose client was killed notices within this time instead of
 #: going on to the end of its statement (FAULTS 47).
 CONNECTION_CHECK_MS = 500
@@ -119,7 +124,7 @@ def prepare_environment(
     settings: Mapping[str, str] | None = None,
     application_name: str = APPLICATION_NAME,
 ) -> PreparedEnvironment:
-    """Make what `tool_environment` yields, to be removed by hand after a program started in the background."""
+    """Make what `tool_environment` yields, for a program that outlives the call; remove it by hand."""
     _sweep()
     env = base_environment()
     parameters = {**KEEPALIVES, **dict(url.parameters)} if not url.socket_directory else dict(url.parameters)

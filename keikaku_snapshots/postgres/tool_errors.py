@@ -56,7 +56,9 @@ _STATES = (
 )
 _CONSTRAINT_IN_TEXT = re.compile(r'constraint "(?P<name>[^"]+)"')
 _TABLE_IN_TEXT = re.compile(r'(?:table|relation) "(?P<name>[^"]+)"')
-_DISK_FULL = re.compile(r"No space left on device|File too large|Disk quota exceeded|disk full", re.IGNORECASE)
+_DISK_FULL = re.compile(
+    r"No space left on device|File too large|Disk quota exceeded|disk full", re.IGNORECASE
+)
 _AUTHENTICATION = re.compile(
     r"authentication failed|no password supplied|no pg_hba\.conf entry|pg_hba\.conf rejects"
     r'|role ".*" does not exist|is not permitted to log in|has group or world access|認証に失敗'
@@ -191,7 +193,9 @@ class _Failure:
             "stderr": self.stderr,
             "transient": transient,
         }
-        return kind(f"{sentence} while {self.doing}", found="\n".join(lines), hint=hint, **{**details, **fields})
+        return kind(
+            f"{sentence} while {self.doing}", found="\n".join(lines), hint=hint, **{**details, **fields}
+        )
 
 
 def _by_signal(failure: _Failure) -> errors.KeikakuError | None:
@@ -238,7 +242,9 @@ def _by_version(failure: _Failure) -> errors.KeikakuError | None:
     if not _VERSION.search(failure.stderr):
         return None
     versions = re.search(r"server version: (\S+);.*?version: (\S+)", failure.stderr)
-    fields = {"server_version": versions[1], "tool_version": versions[2].rstrip(")")} if versions else {}
+    fields: dict[str, Any] = (
+        {"server_version": versions[1], "tool_version": versions[2].rstrip(")")} if versions else {}
+    )
     sentence = f"{failure.result.program} does not fit the version of the server or file"
     if versions:
         sentence = (
@@ -248,7 +254,7 @@ def _by_version(failure: _Failure) -> errors.KeikakuError | None:
     return failure.build(
         errors.ToolVersionError,
         sentence,
-        hint=f"Use the client tools of the server's major version (PG_BIN); this one is {failure.result.argv0}.",
+        hint=f"Use the tools of the server's major version (PG_BIN); this one is {failure.result.argv0}.",
         **fields,
     )
 
@@ -272,7 +278,9 @@ def _by_connection(failure: _Failure) -> errors.KeikakuError | None:
         return failure.build(errors.AuthenticationError, "The server refused the role or its password")
     if began and "permission denied for database" in stderr:
         return failure.build(
-            errors.AccessDeniedError, "The role may not connect to the database", hint="GRANT CONNECT ON DATABASE."
+            errors.AccessDeniedError,
+            "The role may not connect to the database",
+            hint="GRANT CONNECT ON DATABASE.",
         )
     if began and re.search(r'database ".*" does not exist', stderr):
         return failure.build(
@@ -296,7 +304,7 @@ def _by_state(failure: _Failure) -> errors.KeikakuError | None:
             errors.DatabaseInUseError,
             "A table lock was not given in time",
             sqlstate=state,
-            hint="End the sessions that use these tables (SELECT * FROM pg_stat_activity), then run it again.",
+            hint="End the sessions that use these tables (see pg_stat_activity), then run it again.",
         )
     if state == "57014":
         return failure.build(errors.OperationTimeoutError, f"The server stopped {program}", sqlstate=state)
@@ -309,9 +317,9 @@ def _by_state(failure: _Failure) -> errors.KeikakuError | None:
         )
         return failure.build(errors.AccessDeniedError, "The role lacks a right", sqlstate=state, hint=hint)
     hints = {
-        "42704": "Create what is missing (a role, a type), or leave owners and privileges out (owners=False).",
+        "42704": "Create what is missing (a role, a type), or leave owners out (owners=False).",
         "53200": "Raise max_locks_per_transaction on the server, or use strategy='swap'.",
-        "54000": "A single value is too large to be dumped as text (limit about 500 MB); exclude or split it.",
+        "54000": "A value is too large to be dumped as text (limit about 500 MB); exclude or split it.",
         "25006": "The database is read-only: ALTER DATABASE … SET default_transaction_read_only = off.",
         "0A000": "Install the extension on the server, or drop it from the source.",
         "22021": "The encodings differ; create the database with ENCODING 'UTF8'.",
@@ -319,7 +327,10 @@ def _by_state(failure: _Failure) -> errors.KeikakuError | None:
     }
     if state:
         return failure.build(
-            failure.default, f"The server refused what {program} asked", hint=hints.get(state, ""), sqlstate=state
+            failure.default,
+            f"The server refused what {program} asked",
+            hint=hints.get(state, ""),
+            sqlstate=state,
         )
     return None
 
@@ -336,7 +347,12 @@ def _constraint_error(failure: _Failure, state: str) -> errors.KeikakuError:
     table = fields.get("table", "")
     if fields.get("schema") and table:
         table = f"{fields['schema']}.{table}"
-    terms = {"23503": "外部キー制約違反", "23505": "一意制約違反", "23502": "NOT NULL制約違反", "23514": "CHECK制約違反"}
+    terms = {
+        "23503": "外部キー制約違反",
+        "23505": "一意制約違反",
+        "23502": "NOT NULL制約違反",
+        "23514": "CHECK制約違反",
+    }
     constraint = fields.get("constraint") or fields.get("column") or "unknown"
     term = f" ({terms[state]})" if state in terms else ""
     sentence = f"The data violates constraint {constraint!r} of table {table or 'unknown'!r}{term}"
@@ -366,7 +382,9 @@ def _bare(line: str) -> str:
 
 def _begins(line: str) -> bool:
     """Tell whether a line begins a message."""
-    return bool(_PLACE.match(line) or _PROGRAM.match(line) or re.match(r"(ERROR|FATAL|PANIC|WARNING|NOTICE):", line))
+    return bool(
+        _PLACE.match(line) or _PROGRAM.match(line) or re.match(r"(ERROR|FATAL|PANIC|WARNING|NOTICE):", line)
+    )
 
 
 def _without_values(text: str) -> str:

@@ -156,7 +156,7 @@ def _places(major: int) -> Iterator[tuple[str, Path]]:
     yield from _wheel_places(major)
     for entry in os.environ.get("PATH", os.defpath).split(os.pathsep):
         # A relative entry means the current directory: never run a program from there.
-        if os.path.isabs(entry) and os.path.lexists(os.path.join(entry, "pg_dump")):
+        if Path(entry).is_absolute() and Path(entry, "pg_dump").exists():
             yield "PATH", Path(entry)
     # Last and for the error only: what other versions there are.
     for pattern in _VERSIONED_PLACES[:2]:
@@ -180,7 +180,7 @@ def _wheel_places(major: int) -> Iterator[tuple[str, Path]]:
 
 def _directory_of(place: Path, major: int) -> Path:
     """Return the directory of the real programs behind a directory or program."""
-    place = Path(os.path.abspath(place.expanduser()))
+    place = place.expanduser().absolute()
     directory = place if place.is_dir() or not place.exists() else place.parent
     real = Path(os.path.realpath(directory / "pg_dump"))
     if real.name == "pg_wrapper":
@@ -214,7 +214,8 @@ def _look_at(source: str, directory: Path) -> _Look:
         mixed = ", ".join(sorted(version for _, version in versions))
         return _Look(source, directory, None, f"programs of different versions: {mixed}")
     major, version = versions.pop()
-    tools = Tools(directory, major, version, *paths, source=source)
+    pg_dump, pg_restore, psql = paths
+    tools = Tools(directory, major, version, pg_dump, pg_restore, psql, source)
     with _cache_lock:
         _cache[directory] = (stamp, tools)
     return _Look(source, directory, tools, f"version {version}")
@@ -226,7 +227,9 @@ def _ask_version(path: Path) -> tuple[int, str]:
         with contextlib.suppress(KeyError):
             env[name] = os.environ[name]
     try:
-        result = run_tool([path, "--version"], env=env, timeout_s=VERSION_TIMEOUT_S, grace_s=1, capture_stdout=True)
+        result = run_tool(
+            [path, "--version"], env=env, timeout_s=VERSION_TIMEOUT_S, grace_s=1, capture_stdout=True
+        )
     except OperationTimeoutError:
         raise ToolError(f"{path.name} --version did not end within {VERSION_TIMEOUT_S:g} s") from None
     match = _VERSION.search(result.stdout)

@@ -13,14 +13,20 @@ import signal
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 from keikaku_snapshots._process import RunningTool, ToolResult, run_tool, start_tool
 from keikaku_snapshots.errors import AccessDeniedError, DiskFullError, UsageError
-from keikaku_snapshots.postgres.tool_environment import base_environment, prepare_environment, tool_environment
+from keikaku_snapshots.postgres.tool_environment import (
+    base_environment,
+    prepare_environment,
+    tool_environment,
+)
 from keikaku_snapshots.postgres.tool_errors import public_stderr, translate_tool_failure
 from keikaku_snapshots.postgres.tool_search import Tools, find_tools
-from keikaku_snapshots.postgres.url import DatabaseURL
+
+if TYPE_CHECKING:
+    from keikaku_snapshots.postgres.url import DatabaseURL
 
 __all__ = [
     "Tools",
@@ -198,7 +204,8 @@ def start_psql(
         tools: Programs of the server's major version.
         url: The database.
         files: Scripts that were checked; ``/dev/fd/N`` with N in `pass_fds` reads an open file.
-        single_transaction: All files in one transaction. Not proof against a script that has a COMMIT of its own.
+        single_transaction: All files in one transaction. No defence against a script with a COMMIT
+            of its own.
         settings: Server settings of the session.
         timeout_s: Seconds until it is stopped.
         pass_fds: Descriptors it inherits.
@@ -206,7 +213,8 @@ def start_psql(
         grace_s: See `start_tool`.
 
     Returns:
-        The running program; cancelled by SIGINT, the only signal on which psql cancels its query (FAULTS 47).
+        The running program; cancelled by SIGINT, the only signal on which psql cancels its
+        query (FAULTS 47).
 
     Raises:
         UsageError: There is no file.
@@ -215,12 +223,21 @@ def start_psql(
     if not files:
         raise UsageError("psql was given no file to run")
     # Verbose: SQLSTATE, table and constraint names come as fields whatever the server's language.
-    argv: list[str | Path] = [tools.psql, "-X", "-q", "-w", "-v", "ON_ERROR_STOP=1", "-v", "VERBOSITY=verbose"]
+    argv: list[str | Path] = [
+        tools.psql,
+        "-X",
+        "-q",
+        "-w",
+        "-v",
+        "ON_ERROR_STOP=1",
+        "-v",
+        "VERBOSITY=verbose",
+    ]
     if single_transaction:
         argv.append("--single-transaction")
     argv += ["-o", os.devnull]
     for file in files:
-        argv += ["-f", os.path.abspath(file)]
+        argv += ["-f", _absolute(file)]
     return _start(
         argv,
         url,
@@ -265,7 +282,11 @@ def run_psql(
 
 
 def pg_restore_list(
-    tools: Tools, archive: str | os.PathLike[str], *, pass_fds: Sequence[int] = (), timeout_s: float | None = 60.0
+    tools: Tools,
+    archive: str | os.PathLike[str],
+    *,
+    pass_fds: Sequence[int] = (),
+    timeout_s: float | None = 60.0,
 ) -> str:
     """Return the table of contents of an archive, as ``pg_restore --list`` writes it.
 
@@ -273,7 +294,7 @@ def pg_restore_list(
         SnapshotCorruptError: It is no archive.
         ToolVersionError: It was made by newer programs.
     """
-    argv = [tools.pg_restore, "--list", os.path.abspath(archive)]
+    argv: list[str | Path] = [tools.pg_restore, "--list", _absolute(archive)]
     result = run_tool(
         argv, env=base_environment(), capture_stdout=True, pass_fds=pass_fds, timeout_s=timeout_s
     )
@@ -322,7 +343,7 @@ def pg_restore_script(
     target = os.devnull if os.fspath(out) == os.devnull else _prepare_target(out, "plain")
     argv: list[str | Path] = [tools.pg_restore, f"--file={target}"]
     argv += _restore_arguments(section, list_file, owners=owners, single_transaction=single_transaction)
-    argv += [*extra, os.path.abspath(archive)]
+    argv += [*extra, _absolute(archive)]
     return run_tool(argv, env=base_environment(), timeout_s=timeout_s, pass_fds=pass_fds, watch=watch)
 
 
@@ -377,7 +398,7 @@ def start_pg_restore(
     argv: list[str | Path] = [tools.pg_restore, "--no-password", "--exit-on-error", "--dbname="]
     argv += [f"--jobs={jobs}"] if jobs > 1 else []
     argv += _restore_arguments(section, list_file, owners=owners, single_transaction=single_transaction)
-    argv += [*extra, os.path.abspath(archive)]
+    argv += [*extra, _absolute(archive)]
     return _start(
         argv, url, settings=settings, timeout_s=timeout_s, pass_fds=pass_fds, watch=watch, grace_s=grace_s
     )
@@ -411,7 +432,7 @@ def _restore_arguments(
     if section is not None:
         arguments.append(f"--section={section}")
     if list_file is not None:
-        arguments.append(f"--use-list={os.path.abspath(list_file)}")
+        arguments.append(f"--use-list={_absolute(list_file)}")
     if not owners:
         arguments += ["--no-owner", "--no-privileges"]
     return arguments
@@ -446,6 +467,11 @@ def _start(
         raise
 
 
+def _absolute(path: str | os.PathLike[str]) -> str:
+    # Links stay as they are: /dev/fd/N must be opened by the program itself.
+    return str(Path(path).absolute())
+
+
 def _refuse_create(extra: Sequence[str]) -> None:
     for argument in extra:
         short = argument.startswith("-") and not argument.startswith("--")
@@ -459,9 +485,9 @@ def _pattern(name: str) -> str:
 
 
 def _prepare_target(path: str | os.PathLike[str], format: str) -> str:  # noqa: A002
-    target = os.path.abspath(path)
+    target = _absolute(path)
     if format == "directory":
-        if os.path.islink(target):
+        if Path(target).is_symlink():
             raise _bad_target(target, "a symbolic link")
         return target
     try:

@@ -19,16 +19,19 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 import psycopg
 from psycopg import conninfo, pq
 
 from keikaku_snapshots.errors import InvalidNameError, InvalidURLError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 #: PostgreSQL cuts longer names silently, so that two names become one database (NAMEDATALEN - 1).
 NAME_LIMIT_BYTES = 63
@@ -50,9 +53,7 @@ HIDDEN = "***"
 _DIALECTS = ("psycopg", "psycopg2", "asyncpg", "psycopg_async")
 _SCHEME = re.compile(r"(?P<name>postgres(?:ql)?)(?:\+(?P<driver>[a-z0-9_]+))?://", re.IGNORECASE)
 #: Parameters whose values are secrets.
-_SECRET_PARAMETERS = frozenset(
-    {"sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"}
-)
+_SECRET_PARAMETERS = frozenset({"sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"})
 #: Known to libpq, but they would send us to a place that the URL does not show.
 _REFUSED_PARAMETERS = {
     "service": "it names a file that decides about host and database",
@@ -73,7 +74,13 @@ _UNOVERRIDABLE_VARIABLES = (
     "PGMAXPROTOCOLVERSION",
 )
 #: Options that libpq refuses when they are empty, and that have no value for "not given".
-_WITHOUT_NEUTRAL_VALUE = ("service", "sslcertmode", "require_auth", "min_protocol_version", "max_protocol_version")
+_WITHOUT_NEUTRAL_VALUE = (
+    "service",
+    "sslcertmode",
+    "require_auth",
+    "min_protocol_version",
+    "max_protocol_version",
+)
 _environment_lock = threading.RLock()
 
 
@@ -171,7 +178,7 @@ class DatabaseURL:
         if self.host:
             return self.host if self.host.startswith("/") else ""
         for directory in SOCKET_DIRECTORIES:
-            if os.path.exists(f"{directory}/.s.PGSQL.{self.effective_port}"):
+            if Path(directory, f".s.PGSQL.{self.effective_port}").exists():
                 return directory
         return SOCKET_DIRECTORIES[0]
 
@@ -383,7 +390,7 @@ def _parse_text(text: str) -> DatabaseURL:
             hint=f"Write postgresql://…, or postgresql+DRIVER://… with one of {', '.join(_DIALECTS)}.",
         )
     rest = text[match.end() :]
-    if any(ord(character) < 32 for character in unquote(rest)):  # noqa: PLR2004 - control characters
+    if any(ord(character) < 32 for character in unquote(rest)):
         raise InvalidURLError("A database URL holds a control character, such as a line break")
     _check_at_signs(rest)
     options = _parse_with_libpq("postgresql://" + _map_ssl(rest))
@@ -395,13 +402,15 @@ def _check_at_signs(rest: str) -> None:
     authority, _, tail = rest.partition("/")
     path = tail.partition("?")[0]
     if "@" in path or authority.count("@") > 1:
-        raise InvalidURLError("A database URL has an '@' or '/' in user or password that is not percent-encoded")
+        raise InvalidURLError(
+            "A database URL has an '@' or '/' in user or password that is not percent-encoded"
+        )
 
 
 def _map_ssl(rest: str) -> str:
     """Rename asyncpg's ``ssl`` to ``sslmode``; dropping it would drop the encryption (FAULTS 41)."""
     head, mark, query = rest.partition("?")
-    if not mark or "@" in query.partition("/")[0] and "/" not in head:
+    if not mark or ("@" in query.partition("/")[0] and "/" not in head):
         return rest  # a "?" inside the password
     pairs = []
     for pair in query.split("&"):
@@ -446,7 +455,7 @@ def _from_options(options: dict[str, str]) -> DatabaseURL:
         raise InvalidURLError(f"The value of sslmode is not one of {', '.join(_SSL_MODES)}")
     if port and not (port.isascii() and port.isdigit()):
         raise InvalidURLError(
-            "The port of a database URL is not a number (a '/' or ':' of the password must be percent-encoded)"
+            "The port of a database URL is no number (a '/' or ':' in a password must be percent-encoded)"
         )
     database = options.pop("dbname", "")
     if not database:
@@ -468,16 +477,15 @@ def _check_host(host: str) -> None:
     if "@" in host:
         # Either a piece of a password or an abstract socket; the text must not show it.
         raise InvalidURLError("The host of a database URL holds an '@'; in a password it must be written %40")
-    if any(character.isspace() or ord(character) < 32 for character in host):  # noqa: PLR2004
-        if not host.startswith("/"):
-            raise InvalidURLError("The host of a database URL holds a space or control character")
+    if not host.startswith("/") and any(character.isspace() for character in host):
+        raise InvalidURLError("The host of a database URL holds a space")
 
 
 def _check_socket_path(directory: str, port: int) -> None:
     size_bytes = len(os.fsencode(f"{directory}/.s.PGSQL.{port}"))
     if size_bytes > SOCKET_PATH_LIMIT_BYTES:
         raise InvalidURLError(
-            f"The socket path of a database URL has {size_bytes} bytes; the system takes {SOCKET_PATH_LIMIT_BYTES}",
+            f"The socket path of a database URL has {size_bytes} bytes, more than {SOCKET_PATH_LIMIT_BYTES}",
             found=f"Socket directory: {directory}",
             hint="Use a shorter socket directory (a temporary one under /tmp), or connect by 127.0.0.1.",
         )
@@ -486,7 +494,7 @@ def _check_socket_path(directory: str, port: int) -> None:
 def _account_name() -> str:
     """Name of the operating-system account, as libpq takes it: not from $USER or $PGUSER."""
     try:
-        import pwd  # noqa: PLC0415 - does not exist on Windows
+        import pwd
 
         return pwd.getpwuid(os.geteuid()).pw_name
     except ImportError:
@@ -501,7 +509,13 @@ def _account_name() -> str:
 def _parameters_for_asyncpg(parameters: dict[str, str]) -> dict[str, str]:
     """Translate libpq parameters into asyncpg's; one without a counterpart is refused, not dropped."""
     renamed = {"sslmode": "ssl", "connect_timeout": "timeout"}
-    ignorable = {"keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"}
+    ignorable = {
+        "keepalives",
+        "keepalives_idle",
+        "keepalives_interval",
+        "keepalives_count",
+        "tcp_user_timeout",
+    }
     result = {}
     for name, value in parameters.items():
         if name in renamed:
