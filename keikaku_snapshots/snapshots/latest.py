@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from keikaku_snapshots.errors import KeikakuError, RefusedError
-from keikaku_snapshots.snapshots.directory import SnapshotDirectory, identity, lstat
+from keikaku_snapshots.snapshots.directory import SnapshotDirectory, canonical_name, identity, lstat
 from keikaku_snapshots.snapshots.files import copy, kind_of, open_regular, read_regular, temporary_path
 from keikaku_snapshots.snapshots.hashing import hash_descriptor
 from keikaku_snapshots.snapshots.names import (
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 LatestMode: TypeAlias = Literal["symlink", "hardlink", "copy"]
 LATEST_MODES: Final = ("symlink", "hardlink", "copy")
 
+_LATEST = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,99})_latest\.[a-z.]+")
 _RECORD_LIMIT_BYTES: Final = 64 * 1024
 
 
@@ -46,6 +48,12 @@ class LatestLink:
     def __init__(self, directory: SnapshotDirectory, mode: LatestMode = "symlink") -> None:
         self.directory = directory
         self.mode = mode
+
+    def names(self) -> set[str]:
+        """Return the snapshot names for which something lies at a link's place."""
+        with os.scandir(self.directory.path) as entries:
+            matches = [_LATEST.fullmatch(entry.name) for entry in entries]
+        return {match["name"] for match in matches if match}
 
     def suffixes(self, name: str) -> set[str]:
         """Return the suffixes for which something lies at a link's place."""
@@ -112,7 +120,7 @@ class LatestLink:
         if status is None:
             return False
         if self.mode == "symlink":
-            return stat.S_ISLNK(status.st_mode) and str(path.readlink()) == newest.path.name
+            return stat.S_ISLNK(status.st_mode) and str(path.readlink()) == canonical_name(newest)
         if self.mode == "hardlink":
             return identity(path) == identity(newest.path)
         # An entry of the record that names this very file and this version.
@@ -144,7 +152,8 @@ class LatestLink:
             os.close(descriptor)
 
     def _make_symlink(self, temporary: Path, newest: Snapshot) -> None:
-        self.directory.files.symlink(newest.path.name, temporary)
+        # The lasting name, also while the data still has a temporary one: that will go.
+        self.directory.files.symlink(canonical_name(newest), temporary)
 
     def _make_hard_link(self, temporary: Path, newest: Snapshot) -> None:
         self.directory.files.link(newest.path, temporary)

@@ -324,7 +324,7 @@ class SnapshotStore:
         with self._translated(doing), self._directory_lock(doing):
             removed = sweep(self._disk, now_s=self.clock().timestamp(), grace_s=self.grace_s, dry_run=dry_run)
             if not dry_run:
-                for name in sorted({item.name for item in self._disk.snapshots()}):
+                for name in sorted({item.name for item in self._disk.snapshots()} | self._latest.names()):
                     self._refresh_link_or_log(name)
         return removed
 
