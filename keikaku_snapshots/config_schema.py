@@ -98,6 +98,8 @@ class Settings:
     minimum_free_mb: Annotated[int, Ge(0)] = 1000
     #: How long to wait for another process that works on the same snapshot or database, in seconds.
     lock_wait_s: Annotated[float, Ge(0)] = 0.0
+    #: How long a restore in place waits for each table that another session holds, in seconds.
+    lock_timeout_s: Annotated[float, Gt(0)] = 3.0
     #: Directory of pg_dump, pg_restore and psql; null searches the usual places.
     pg_bin: Path | None = None
     #: Whole words in a database's or host's name that refuse everything that replaces data.

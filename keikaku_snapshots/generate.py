@@ -70,10 +70,10 @@ def generate_snapshot(
     batch_size: int | None = None,
     memory_limit_mb: int | None = None,
     create_tables: bool = True,
+    allow_protected: bool = False,
     name: str | None = None,
     keep: int | None = None,
     format: str = "plain",  # noqa: A002 - the name of the manager's parameter
-    compression: str | None = None,
     progress: ProgressCallback | None = None,
 ) -> GeneratedSnapshot:
     """Generate a dataset into a database and make a snapshot of it.
@@ -92,10 +92,10 @@ def generate_snapshot(
         batch_size: Rows handed to PostgreSQL at a time.
         memory_limit_mb: Resident memory at which the work stops, in megabytes.
         create_tables: Create tables that are missing.
+        allow_protected: Also work on a database that looks like production.
         name: Name of the snapshot; such as ``medium_100_offices`` when None.
         keep: Versions of this name to keep; None keeps all.
         format: Format of the snapshot.
-        compression: Compression of the snapshot.
         progress: Called as the work goes on.
 
     Returns:
@@ -111,9 +111,12 @@ def generate_snapshot(
         reference_date=reference_date,
         batch_size=settings.generate.batch_size if batch_size is None else batch_size,
         create_tables=create_tables,
-        retry=_retry_policy(settings),
+        retry=retry_policy(settings),
         timeouts=_timeouts(settings),
         memory_limit_mb=settings.generate.memory_limit_mb if memory_limit_mb is None else memory_limit_mb,
+        allow_protected=allow_protected,
+        protected_words=settings.protected_words,
+        allowed_databases=settings.allowed_databases,
         progress=progress,
     )
     snapshot_name = name or dataset.snapshot_name(scale)
@@ -121,7 +124,6 @@ def generate_snapshot(
         snapshot_name,
         description=f"{dataset.name} {scale.name}: {scale.units:,} {dataset.unit}, seed {seed}",
         format=format,
-        compression=compression,
         metadata=_metadata(dataset, scale, generated),
         progress=progress,
     )
@@ -130,7 +132,8 @@ def generate_snapshot(
     return GeneratedSnapshot(generated, snapshot, tuple(deleted))
 
 
-def _retry_policy(settings: Settings) -> RetryPolicy:
+def retry_policy(settings: Settings) -> RetryPolicy:
+    """Return the configured retry policy as the foundation takes it."""
     from keikaku_snapshots.postgres.connect import RetryPolicy
 
     retry = settings.retry
@@ -152,6 +155,7 @@ def _metadata(dataset: Dataset, scale: Scale, generated: Generated) -> dict[str,
         "seed": generated.seed,
         "reference_date": generated.reference_date.isoformat(),
         "rows": dict(generated.rows),
+        "checksum": generated.checksum,
     }
 
 

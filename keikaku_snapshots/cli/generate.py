@@ -62,7 +62,6 @@ if TYPE_CHECKING:
 @click.option(
     "--format", "format_", type=click.Choice(["plain", "custom"]), default="plain", show_default=True
 )
-@click.option("--compression", type=click.Choice(["gzip", "zstd"]), help="Compress the snapshot.")
 @click.option("--allow-protected", is_flag=True, help="Work on a database that looks like production.")
 @pass_session
 def generate(
@@ -80,7 +79,7 @@ def generate(
     chosen_scale = find_scale(chosen, scale, session.settings)
     day: date | None = reference_date.date() if reference_date else None
     with (
-        session.manager(allow_protected=options.pop("allow_protected")) as manager,
+        session.manager(allow_protected=options["allow_protected"]) as manager,
         session.output.progress() as show,
     ):
         result = generate_snapshot(
@@ -108,6 +107,8 @@ def _report(session: Session, result: GeneratedSnapshot) -> None:
                 "seed": generated.seed,
                 "reference_date": generated.reference_date,
                 "rows": generated.rows,
+                "replaced": generated.deleted,
+                "checksum": generated.checksum,
                 "seconds": generated.seconds,
                 "snapshot": snapshot,
                 "deleted": result.deleted,

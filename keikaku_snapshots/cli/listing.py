@@ -102,7 +102,7 @@ def show(session: Session, name: str, version: str | None) -> None:
 @click.option("--version", metavar="VERSION", help="An exact version.  [default: the newest one]")
 @pass_session
 def verify(session: Session, name: str, version: str | None) -> None:
-    """Check a snapshot's files against its manifest: size, checksum, completeness."""
+    """Check a snapshot's files: size, checksum, completeness."""
     with session.manager(database=False) as manager:
         verification = manager.verify_snapshot(name, version)
     if session.output.as_json:

@@ -99,23 +99,27 @@ class Output:
             pattern = re.escape(form)
             self._secrets.add(pattern if len(form) >= _LONG_SECRET else rf"(?<!\w){pattern}(?!\w)")
 
-    def redact(self, text: str) -> str:
-        """Replace every secret that is known and everything that looks like credentials of a URL."""
+    def redact(self, text: str, *, by_form: bool = True) -> str:
+        """Replace every secret that is known.
+
+        Args:
+            text: Any text.
+            by_form: Also replace whatever looks like the credentials of a URL,
+                as text of other programs may hold it; not the samples in a remedy.
+        """
         for redact in self._redactors:
             text = redact(text)
         for pattern in sorted(self._secrets, key=len, reverse=True):
             text = re.sub(pattern, "***", text)
-        return _CREDENTIALS.sub(r"\1***@", text)
+        return _CREDENTIALS.sub(r"\1***@", text) if by_form else text
 
     # Data, on stdout
 
-    def document(self, value: Any, *, secret_free: bool = True) -> None:
+    def document(self, value: Any) -> None:
         """Print the one JSON document of this command; a second one is left out."""
-        if self._documented:
-            return
-        self._documented = True
-        text = json.dumps(plain(value), ensure_ascii=False, indent=2)
-        click.echo(text if secret_free else self.redact(text))
+        if not self._documented:
+            self._documented = True
+            click.echo(json.dumps(plain(value), ensure_ascii=False, indent=2))
 
     def data(self, text: str) -> None:
         """Print a line that was asked for, such as a row of a list; not with --json."""
@@ -156,18 +160,27 @@ class Output:
         """Say what the user should know, even with -q."""
         self._words("warning", text)
 
-    def error(self, headline: str, *, found: str = "", hint: str = "", hint_ja: str = "") -> None:
-        """Say what went wrong: what happened, what was found, what to do."""
-        if self.log_format == "json":
-            self._json_line("error", headline, {"found": found, "hint": hint, "hint_ja": hint_ja})
-            return
-        lines = [click.style("error: ", fg="red", bold=True) + self.redact(headline)]
-        lines += [f"  {line}" for line in self.redact(found).splitlines()]
-        if hint:
-            lines.append(click.style("To fix this: ", bold=True) + self.redact(hint))
+    def error(self, headline: str, *, found: str = "", hint: str = "", hint_ja: str = "") -> dict[str, str]:
+        """Say what went wrong: what happened, what was found, what to do.
+
+        Returns:
+            The parts as they were said, without secrets.
+        """
+        parts = {"message": self.redact(headline), "found": self.redact(found)}
+        parts["hint"] = self.redact(hint, by_form=False)
         if hint_ja:
-            lines.append(click.style("対処: ", bold=True) + self.redact(hint_ja))
+            parts["hint_ja"] = self.redact(hint_ja, by_form=False)
+        if self.log_format == "json":
+            self._json_line("error", parts)
+            return parts
+        lines = [click.style("error: ", fg="red", bold=True) + parts["message"]]
+        lines += [f"  {line}" for line in parts["found"].splitlines()]
+        if hint:
+            lines.append(click.style("To fix this: ", bold=True) + parts["hint"])
+        if hint_ja:
+            lines.append(click.style("対処: ", bold=True) + parts["hint_ja"])
         click.echo("\n".join(lines), err=True)
+        return parts
 
     def raw(self, text: str) -> None:
         """Print text that has its own form, such as a traceback, to stderr."""
@@ -179,20 +192,17 @@ class Output:
 
     def _words(self, level: str, text: str) -> None:
         if self.log_format == "json":
-            self._json_line(level, text, {})
+            self._json_line(level, {"message": self.redact(text)})
         elif level == "warning":
             click.echo(click.style("warning: ", fg="yellow", bold=True) + self.redact(text), err=True)
         else:
             click.echo(self.redact(text), err=True)
 
-    def _json_line(self, level: str, message: str, fields: Mapping[str, str]) -> None:
-        line = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "level": level,
-            "message": message,
-        }
-        line |= {name: value for name, value in fields.items() if value}
-        click.echo(self.redact(json.dumps(line, ensure_ascii=False)), err=True)
+    @staticmethod
+    def _json_line(level: str, parts: Mapping[str, str]) -> None:
+        line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "level": level}
+        line |= {name: text for name, text in parts.items() if text}
+        click.echo(json.dumps(line, ensure_ascii=False), err=True)
 
     # How it looks
 

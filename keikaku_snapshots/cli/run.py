@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 #: What a shell reports for a program that a signal ended is 128 and its number.
 _SIGNAL_BASE = 128
 
+#: The variable by which a shell asks what TAB completes.
+_COMPLETE = "_KEIKAKU_COMPLETE"
+
 #: Where an unexpected error is reported.
 REPORT = "please report it with the output of the same command with -v"
 
@@ -45,11 +48,18 @@ def run(command: click.Command, arguments: list[str], program: str) -> int:
         The exit code.
     """
     output = Output.from_arguments(arguments)
+    if _COMPLETE in os.environ:
+        from click.shell_completion import shell_complete
+
+        return shell_complete(command, {}, program, _COMPLETE, os.environ[_COMPLETE])
     _raise_on_signals()
     try:
-        result = command.main(
-            arguments, prog_name=program, standalone_mode=False, obj=output, color=output.colour_choice
-        )
+        # Not `command.main`: it would turn every interruption into one kind
+        # and end the process by itself when the reader has left.
+        with command.make_context(
+            program, list(arguments), obj=output, color=output.colour_choice
+        ) as context:
+            result = command.invoke(context)
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader (head, less) has left; its pipe would fail again when
@@ -88,6 +98,8 @@ def present(error: BaseException, output: Output) -> int:
         return error.exit_code
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, click.Abort) and isinstance(error.__context__, _Terminated):
+        error = error.__context__
     if isinstance(error, _Terminated):
         name = signal.Signals(error.number).name
         return _present(output, _SIGNAL_BASE + error.number, "Terminated", f"stopped by {name}")
@@ -118,15 +130,10 @@ def present(error: BaseException, output: Output) -> int:
 def _present(
     output: Output, code: int, kind: str, headline: str, *, found: str = "", hint: str = "", hint_ja: str = ""
 ) -> int:
-    shown_ja = hint_ja if os.environ.get("KEIKAKU_LANG", "").lower().startswith("ja") else ""
-    output.error(headline, found=found, hint=hint, hint_ja=shown_ja)
+    in_japanese = os.environ.get("KEIKAKU_LANG", "").lower().startswith("ja")
+    parts = output.error(headline, found=found, hint=hint, hint_ja=hint_ja if in_japanese else "")
     if output.as_json:
-        document = {
-            "error": {"type": kind, "exit_code": code, "message": headline, "found": found, "hint": hint}
-        }
-        if shown_ja:
-            document["error"]["hint_ja"] = shown_ja
-        output.document(document, secret_free=False)
+        output.document({"error": {"type": kind, "exit_code": code, **parts}})
     return code
 
 

@@ -107,17 +107,22 @@ class Session:
                 need no database named.
             changes: Further options of `SnapshotManager`.
         """
+        from keikaku_snapshots.generate import retry_policy
         from keikaku_snapshots.snapshots.manager import SnapshotManager
 
         settings = self.settings
+        url = self.url if database else self.named_url
         options: dict[str, Any] = {
             "lock_wait_s": settings.lock_wait_s,
+            "lock_timeout_s": settings.lock_timeout_s,
             "minimum_free_mb": settings.minimum_free_mb,
             "protected_words": settings.protected_words,
             "allowed_databases": settings.allowed_databases,
+            "pg_bin": settings.pg_bin,
         }
+        if url is not None:
+            options["retry"] = retry_policy(settings)
         options |= {key: value for key, value in changes.items() if value is not None}
-        url = self.url if database else self.named_url
         return SnapshotManager(url, snapshot_dir=settings.snapshot_dir, **options)
 
 

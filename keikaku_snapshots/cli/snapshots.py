@@ -42,8 +42,7 @@ _allow_protected = click.option(
 @click.option("--version", metavar="VERSION", help="A version of your own instead of the time.")
 @click.option("--overwrite", is_flag=True, help="Replace this --version when the new one is complete.")
 @click.option("--format", type=click.Choice(["plain", "custom"]), default="plain", show_default=True)
-@click.option("--compression", type=click.Choice(["gzip", "zstd"]), help="Compress the file.")
-@click.option("--level", type=int, help="Level of the compression.")
+@click.option("--level", type=click.IntRange(0, 9), help="Compression of the custom format.")
 @click.option("--clean", is_flag=True, help="Add DROP statements for psql by hand (see docs).")
 @click.option("--owners/--no-owners", default=True, show_default=True, help="Keep owners and grants.")
 @click.option("--tag", "tags", multiple=True, help="A free word; may be repeated.")
@@ -103,6 +102,18 @@ def create(session: Session, *, name: str, keep: int | None, lock_wait: float | 
 @click.option("--disconnect", is_flag=True, help="End other sessions of the database.")
 @click.option("--from-other-database", is_flag=True, help="Restore over another application's tables.")
 @click.option("--trust", is_flag=True, help="Take a file that has no manifest.")
+@click.option(
+    "--keep-old-minutes",
+    type=click.FloatRange(min=0),
+    metavar="MINUTES",
+    help="Keep the database that swap replaced.  [default: 0]",
+)
+@click.option(
+    "--lock-timeout",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Wait so long for each table that another session holds.  [default: 3]",
+)
 @_allow_protected
 @_lock_wait
 @click.option("--dry-run", is_flag=True, help="Check and tell, change nothing.")
@@ -117,8 +128,9 @@ def restore(
     yes: bool,
     allow_protected: bool,
     lock_wait: float | None,
+    lock_timeout: float | None,
+    keep_old_minutes: float | None,
     on_schema_mismatch: str | None,
-    disconnect: bool,
     **options: Any,
 ) -> None:
     """Bring a database back to a snapshot, exactly.
@@ -127,7 +139,12 @@ def restore(
     shows what will be replaced and asks; without one it runs, so that cron
     works.
     """
-    with session.manager(allow_protected=allow_protected, lock_wait_s=lock_wait) as manager:
+    with session.manager(
+        allow_protected=allow_protected,
+        lock_wait_s=lock_wait,
+        lock_timeout_s=lock_timeout,
+        keep_old_minutes=keep_old_minutes,
+    ) as manager:
         snapshot = manager.get_snapshot(name, version)
         if dry_run:
             _tell_restore(session, manager, snapshot)
@@ -138,7 +155,6 @@ def restore(
             restored = manager.restore_snapshot(
                 name,
                 version,
-                disconnect=disconnect,
                 on_schema_mismatch=on_schema_mismatch or session.settings.on_schema_mismatch,
                 progress=show,
                 **options,
