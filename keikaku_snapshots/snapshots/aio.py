@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from keikaku_snapshots.snapshots.manager import SnapshotManager
@@ -46,11 +46,11 @@ class AsyncSnapshotManager:
         self.delete_snapshot = self._twin(manager.delete_snapshot)
         self.delete_old_snapshots = self._twin(manager.delete_old_snapshots)
 
-    def _twin(self, method: Callable[P, T]) -> Callable[P, asyncio.Future[T]]:
+    def _twin(self, method: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
         @functools.wraps(method)
-        def call(*arguments: P.args, **keywords: P.kwargs) -> asyncio.Future[T]:
+        async def call(*arguments: P.args, **keywords: P.kwargs) -> T:
             loop = asyncio.get_running_loop()
-            return loop.run_in_executor(self._worker, functools.partial(method, *arguments, **keywords))
+            return await loop.run_in_executor(self._worker, functools.partial(method, *arguments, **keywords))
 
         return call
 

@@ -126,7 +126,7 @@ def _query(part: _Catalog) -> sql.SQL:
         # A partition is part of its table only for dropping; the table takes it along.
         ") ORDER BY x.oid"
     )
-    return sql.SQL(text)  # type: ignore[arg-type]
+    return sql.SQL(text)
 
 
 def kept_schemas(connection: Connection) -> frozenset[str]:
@@ -166,9 +166,9 @@ def drop_everything(connection: Connection, objects: list[OwnObject], kept: froz
     for item in objects:
         if item.type == "schema":
             if _schema_name(connection, item) not in kept:
-                connection.execute(sql.SQL(item.drop))  # type: ignore[arg-type]
+                connection.execute(sql.SQL(item.drop))
         elif not item.schema or item.schema in kept:
-            connection.execute(sql.SQL(item.drop))  # type: ignore[arg-type]
+            connection.execute(sql.SQL(item.drop))
     for statement in _default_privileges(connection):
         connection.execute(statement)
     connection.execute("SELECT pg_catalog.lo_unlink(oid) FROM pg_catalog.pg_largeobject_metadata")

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from keikaku_snapshots._process import RunningTool
     from keikaku_snapshots.postgres.connect import Connection
     from keikaku_snapshots.postgres.url import DatabaseURL
-    from keikaku_snapshots.snapshots.store import Stage
+    from keikaku_snapshots.snapshots.stage import Stage
 
 #: Seconds between two progress values of a dump.
 _PROGRESS_S = 0.25

@@ -20,13 +20,14 @@ from psycopg import sql
 from keikaku_snapshots.errors import (
     DatabaseInUseError,
     OutcomeUnknownError,
-    RestoreFailedError,
     UnsafeRestoreError,
 )
 from keikaku_snapshots.postgres import catalog
 from keikaku_snapshots.postgres.connect import connect
 from keikaku_snapshots.postgres.filters import USER_SCHEMA
 from keikaku_snapshots.snapshots.clear import OwnObject, drop_everything, kept_schemas, own_objects
+from keikaku_snapshots.snapshots.counts import compare_counts
+from keikaku_snapshots.snapshots.dump import ownership_digest
 from keikaku_snapshots.snapshots.load import Loader, RoleRights, Script, restore_failed
 from keikaku_snapshots.snapshots.rows_in_place import restore_rows
 from keikaku_snapshots.snapshots.script import Kind, Part
@@ -133,24 +134,25 @@ def _in_transaction(  # noqa: PLR0913 - the parts of restore_in_place
     try:
         _unlimited(connection)
         tables = _lock_tables(connection)
-        same = manifest is not None and _same_schema(connection, manifest)
+        same, warning = _rows_suffice(connection, script, manifest, rights) if manifest else (False, "")
         objects = own_objects(connection)
         _refuse_foreign(connection, objects, rows_only=same)
         _refuse_too_many_locks(connection, script, rows_only=same)
-        if same:
-            restore_rows(connection, script, loader, tables)
+        if same and manifest is not None:
+            restore_rows(connection, script, loader, tables, manifest)
         else:
             kept = kept_schemas(connection)
             drop_everything(connection, objects, kept)
             loader.run(_full(script, parts, kept))
-        if manifest is not None:
-            compare_counts(connection, manifest)
+            if manifest is not None:
+                compare_counts(connection, manifest)
     except psycopg.Error as error:
         connection.close()
         if error.sqlstate in _BUSY:
             raise _in_use(url) from error
         raise restore_failed(error, url, what, statement=loader.current) from error
-    return InPlaceResult("rows" if same else "full", tuple(loader.warnings))
+    warnings = (*loader.warnings, warning) if warning else tuple(loader.warnings)
+    return InPlaceResult("rows" if same else "full", warnings)
 
 
 def _unlimited(connection: Connection) -> None:
@@ -170,9 +172,24 @@ def _lock_tables(connection: Connection) -> list[catalog.TableInfo]:
     return catalog.tables(connection)
 
 
-def _same_schema(connection: Connection, manifest: Manifest) -> bool:
+def _rows_suffice(connection: Connection, script: Script, manifest: Manifest, rights: RoleRights) -> tuple[bool, str]:
+    """Whether everything but the rows is the snapshot's already, owners and grants included; and a warning.
+
+    Where a role of the snapshot is missing, or an owner out of reach, owners
+    and grants can never agree; then those of the database stay.
+    """
     now = catalog.fingerprint(connection)
-    return now.major == manifest.server_major and now.digest == manifest.schema_fingerprint
+    if now.major != manifest.server_major or now.digest != manifest.schema_fingerprint:
+        return False, ""
+    if not manifest.owners or ownership_digest(connection) == manifest.ownership_digest:
+        return True, ""
+    out_of_reach = rights.missing | (rights.unreachable & script.owner_roles())
+    if not out_of_reach:
+        return False, ""
+    return True, (
+        "owners and grants were left as they are in the database; the snapshot's cannot all be given back,"
+        f" because of role {', '.join(sorted(out_of_reach))}"
+    )
 
 
 def _full(script: Script, parts: Iterable[Part], kept: frozenset[str]) -> Iterable[Part]:
@@ -233,34 +250,8 @@ def _refuse_too_many_locks(connection: Connection, script: Script, *, rows_only:
 
 
 def _number(connection: Connection, statement: str) -> int:
-    row = connection.execute(statement).fetchone()  # type: ignore[call-overload]
+    row = connection.execute(statement).fetchone()
     return int(row[0]) if row else 0
-
-
-def compare_counts(connection: Connection, manifest: Manifest) -> None:
-    """Compare the rows of every table with the manifest; the last check before a change goes live.
-
-    Args:
-        connection: The restored database, or the transaction that restores it.
-        manifest: What the snapshot held.
-
-    Raises:
-        RestoreFailedError: A table has another number of rows, is missing, or is one too many.
-    """
-    found = catalog.row_counts(connection)
-    if found == manifest.row_counts:
-        return
-    tables = sorted(found.keys() | manifest.row_counts.keys())
-    lines = [
-        f"{name}: {manifest.row_counts.get(name, 'no table')} in the snapshot, {found.get(name, 'no table')} restored"
-        for name in tables
-        if found.get(name) != manifest.row_counts.get(name)
-    ]
-    raise RestoreFailedError(
-        "the restored rows are not those of the snapshot",
-        found="\n".join(lines[:20]),
-        hint="The database is unchanged. Check the snapshot with verify_snapshot, or make it again.",
-    )
 
 
 def _commit(connection: Connection, url: DatabaseURL) -> None:

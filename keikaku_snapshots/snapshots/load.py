@@ -137,6 +137,11 @@ class Script:
         """The statement of a part, without rows."""
         return bytes(self.buffer[part.start : part.end])
 
+    def owner_roles(self) -> frozenset[str]:
+        """Roles that the dump makes owners of something."""
+        matches = (_OWNED.match(self.text(part)) for part in self.parts if part.kind is Kind.OWNER)
+        return frozenset(_role(match) for match in matches if match is not None)
+
     def label(self, part: Part) -> str:
         """The beginning of a statement, for messages: what it makes, never values."""
         text = bytes(self.buffer[part.start : min(part.end, part.start + 200)]).decode("utf-8", "replace")

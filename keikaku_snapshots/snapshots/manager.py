@@ -18,7 +18,6 @@ from keikaku_snapshots.errors import (
     KeikakuError,
     NoDatabaseError,
     ParameterTypeError,
-    SnapshotCorruptError,
     SnapshotNotFoundError,
     UsageError,
 )
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from keikaku_snapshots.snapshots.dump import Dump, DumpOptions
     from keikaku_snapshots.snapshots.manifest import Manifest, Snapshot
     from keikaku_snapshots.snapshots.restore import Restored
-    from keikaku_snapshots.snapshots.store import Stage
+    from keikaku_snapshots.snapshots.stage import Stage
     from keikaku_snapshots.snapshots.verify import Verification
 
 log = logging.getLogger("keikaku_snapshots.manager")
@@ -574,6 +573,3 @@ def _account() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return str(os.getuid())  # an account without a name, as containers have
-
-
-__all__ = ["SnapshotCorruptError", "SnapshotManager"]

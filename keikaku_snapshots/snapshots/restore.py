@@ -150,6 +150,7 @@ class Restore:
                 self._in_place(rights)
             else:
                 strategy, reason = self._swap_or_stay(rights, lock, reason)
+        self._tell("restore", self._snapshot.size_bytes, finished=True)
         seconds = time.monotonic() - self._begun
         log.info("restored %s into %s by %s in %.2f s", self._snapshot, self._url.database, strategy, seconds)
         return Restored(self._snapshot, strategy, reason, seconds, tuple(self._warnings))
@@ -322,6 +323,11 @@ class Restore:
             if not result.ok:
                 raise translate_tool_failure(result, None, doing=f"reading {name}")
             yield descriptor
+
+    def _tell(self, step: str, done: int, *, finished: bool = False) -> None:
+        if self._progress is not None:
+            seconds = time.monotonic() - self._begun
+            self._progress(Progress(step, done, self._snapshot.size_bytes, "bytes", seconds, finished))
 
     def _told(self, script: Script) -> Callable[[int], None] | None:
         progress = self._progress

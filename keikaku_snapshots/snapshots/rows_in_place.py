@@ -20,6 +20,7 @@ from psycopg import sql
 from keikaku_snapshots.errors import UnsafeRestoreError
 from keikaku_snapshots.postgres import catalog
 from keikaku_snapshots.postgres.filters import USER_SCHEMA, not_extension_member
+from keikaku_snapshots.snapshots.counts import compare_counts
 from keikaku_snapshots.snapshots.script import Kind, Part
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from keikaku_snapshots.postgres.connect import Connection
     from keikaku_snapshots.snapshots.load import Loader, Script
+    from keikaku_snapshots.snapshots.manifest import Manifest
 
 #: Parts that carry rows and other content; everything else is there already.
 ROW_KINDS = frozenset({Kind.COPY, Kind.SEQUENCE, Kind.LARGE_OBJECT})
@@ -79,16 +81,20 @@ class _Resting:
     on: list[sql.Composed] = field(default_factory=list)
 
 
-def restore_rows(connection: Connection, script: Script, loader: Loader, tables: list[catalog.TableInfo]) -> None:
-    """Replace all rows; the caller holds the locks, counts and commits.
+def restore_rows(
+    connection: Connection, script: Script, loader: Loader, tables: list[catalog.TableInfo], manifest: Manifest
+) -> None:
+    """Replace all rows; the caller holds the locks and commits.
 
     Args:
         connection: In the transaction that holds every table of ``tables``.
         script: The dump.
         loader: Runs its parts on ``connection``.
         tables: Every table of the user.
+        manifest: What the snapshot held.
 
     Raises:
+        RestoreFailedError: The rows are not as many as in the snapshot.
         UnsafeRestoreError: The dump fills other tables than there are.
         psycopg.Error: The server refused something; roll back.
     """
@@ -96,8 +102,13 @@ def restore_rows(connection: Connection, script: Script, loader: Loader, tables:
     resting = _resting(connection, [table.oid for table in tables])
     _run(connection, resting.off)
     _run(connection, _emptying(connection, tables))
-    loader.run(part for part in script.parts if part.kind is Kind.SETTING)
+    loader.run(
+        part
+        for part in script.parts
+        if part.kind is Kind.SETTING and not script.text(part).startswith(b"SET lock_timeout")  # FAULTS 6
+    )
     loader.run(part for part in script.parts if part.kind in ROW_KINDS)
+    compare_counts(connection, manifest)
     # Events of deferred constraints would make the ALTER TABLEs below fail.
     connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
     _run(connection, resting.on)
@@ -160,7 +171,7 @@ def _resting(connection: Connection, oids: list[int]) -> _Resting:
         names = {"table": key.table.identifier, "name": sql.Identifier(key.name)}
         resting.off.append(sql.SQL("ALTER TABLE {table} DROP CONSTRAINT {name}").format(**names))
         # The definition comes from pg_get_constraintdef and is SQL already.
-        definition: Any = sql.SQL(key.definition)  # type: ignore[arg-type]
+        definition: Any = sql.SQL(key.definition)
         statement = sql.SQL("ALTER TABLE {table} ADD CONSTRAINT {name} {definition}")
         resting.on.append(statement.format(definition=definition, **names))
     for row in connection.execute(_KEY_COMMENTS, [oids]).fetchall():

@@ -20,7 +20,7 @@ from psycopg import sql
 from keikaku_snapshots.errors import KeikakuError, UnsafeRestoreError
 from keikaku_snapshots.postgres import catalog, databases
 from keikaku_snapshots.postgres.connect import connect
-from keikaku_snapshots.snapshots.in_place import compare_counts
+from keikaku_snapshots.snapshots.counts import compare_counts
 from keikaku_snapshots.snapshots.load import Loader, RoleRights, Script, restore_failed
 
 if TYPE_CHECKING:
