@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 from keikaku_snapshots.errors import KeikakuError, SnapshotCorruptError
 from keikaku_snapshots.snapshots.files import FileSystem, kind_of, read_regular
@@ -20,17 +23,38 @@ from keikaku_snapshots.snapshots.names import (
     version_order,
 )
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 #: A manifest lists every schema object; 64 MB is far above the largest schema
 #: seen and keeps a wrong file from filling the memory.
 MANIFEST_LIMIT_BYTES: Final = 64 * 1024 * 1024
+
+#: Looks at a damaged file while it changes between two of them.
+_LOOKS: Final = 5
 
 #: Files of ours that are not finished: ``.NAME.PID.RANDOM[.KIND].tmp``.
 TEMPORARY: Final = re.compile(
     r"\.(?P<base>[A-Za-z0-9][A-Za-z0-9._-]*)\.(?P<pid>[0-9]+)\.[0-9a-f]{12}(?:\.(?P<kind>manifest|deleted|latest))?\.tmp"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """A temporary file of ours, of a living process or a dead one."""
+
+    #: Where it lies.
+    path: Path
+    #: Its status when it was found.
+    status: os.stat_result
+    #: ``""`` for data, ``manifest``, ``deleted`` or ``latest``.
+    kind: str
+
+    def manifest(self) -> Manifest | None:
+        """Return the manifest in it, when it is one that was to be or was in place."""
+        if self.kind not in {"manifest", "deleted"}:
+            return None
+        try:
+            return Manifest.from_json(read_regular(self.path, MANIFEST_LIMIT_BYTES))
+        except (OSError, KeikakuError):
+            return None
 
 
 class SnapshotDirectory:
@@ -60,13 +84,31 @@ class SnapshotDirectory:
         return sorted(found, key=lambda item: item.sort_key, reverse=True)
 
     def load(self, file_name: str) -> Snapshot | None:
-        """Return the snapshot of a data file's canonical name, ``None`` when neither file is there."""
+        """Return the snapshot of a data file's canonical name, ``None`` when there is none.
+
+        A file that is just appearing or going, or that a crash left between
+        the two, is none either.
+        """
         parts = split_data_file_name(file_name)
         if parts is None:
             return None
+        snapshot = self._load_once(file_name, parts)
+        for _ in range(_LOOKS):
+            if snapshot is None or snapshot.is_valid:
+                break
+            # Between two looks another process may have replaced it: damage is
+            # what is there twice.
+            before, snapshot = snapshot, self._load_once(file_name, parts)
+            if before == snapshot:
+                break
+        return snapshot
+
+    def _load_once(self, file_name: str, parts: DataFileName) -> Snapshot | None:
         try:
             manifest = self.read_manifest(file_name)
         except FileNotFoundError:
+            if self.is_unfinished(file_name):
+                return None
             return self._damaged(file_name, parts, "it has no manifest, so it is not known to be complete")
         except (OSError, KeikakuError) as error:
             return self._damaged(file_name, parts, f"the manifest cannot be used: {_reason(error)}")
@@ -74,6 +116,48 @@ class SnapshotDirectory:
             problem = f"the manifest is that of {manifest.name} {manifest.version}, not of this file"
             return self._damaged(file_name, parts, problem)
         return self._examined(manifest, file_name)
+
+    def is_unfinished(self, file_name: str) -> bool:
+        """Tell whether a data file without manifest is half published or half deleted.
+
+        A leftover of ours proves it: the temporary name of the same file, or
+        the manifest that was to be, or was, beside it.
+        """
+        path = self.path / file_name
+        status = lstat(path)
+        if status is None or not stat.S_ISREG(status.st_mode):
+            return False
+        for item in self.leftovers():
+            if item.kind == "" and os.path.samestat(item.status, status):
+                return True
+            manifest = item.manifest()
+            # Empty: the name is held on a file system without hard links.
+            if (
+                manifest
+                and canonical_name(manifest) == file_name
+                and status.st_size in {manifest.size_bytes, 0}
+            ):
+                return True
+        return False
+
+    def leftovers(self) -> list[Leftover]:
+        """Return the temporary files of this account, oldest first."""
+        found = []
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.path) as entries:
+            for entry in entries:
+                match = TEMPORARY.fullmatch(entry.name)
+                status = lstat(Path(entry.path)) if match else None
+                if match is None or status is None or status.st_uid != os.geteuid():
+                    continue
+                link = stat.S_ISLNK(status.st_mode) and match["kind"] == "latest"
+                if stat.S_ISREG(status.st_mode) or link:
+                    found.append(Leftover(Path(entry.path), status, match["kind"] or ""))
+        return sorted(found, key=lambda item: (item.status.st_mtime, item.path.name))
+
+    def data_without_manifest(self) -> list[Path]:
+        """Return the data files that have no manifest, whoever made them."""
+        paths = [self.path / file_name for file_name in self._data_files()]
+        return [path for path in paths if lstat(path) and not has_manifest(path)]
 
     def read_manifest(self, file_name: str) -> Manifest:
         """Return the manifest of a data file's canonical name.
@@ -162,6 +246,11 @@ class SnapshotDirectory:
 def canonical_name(snapshot: Snapshot | Manifest) -> str:
     """Return the data file's lasting name."""
     return data_file_name(snapshot.name, snapshot.version, snapshot.suffix)
+
+
+def has_manifest(data: Path) -> bool:
+    """Tell whether a manifest lies beside a data file."""
+    return lstat(data.with_name(data.name + MANIFEST_SUFFIX)) is not None
 
 
 def lstat(path: Path) -> os.stat_result | None:

@@ -44,6 +44,9 @@ def publish_new(directory: SnapshotDirectory, source: Path, manifest: Manifest) 
     files = directory.files
     data = directory.path / canonical_name(manifest)
     beside = data.with_name(data.name + MANIFEST_SUFFIX)
+    if lstat(data) and not lstat(beside) and directory.is_unfinished(data.name):
+        # Of a run that died: under the directory lock no living one is here.
+        files.unlink(data)
     if lstat(data) or lstat(beside):
         raise _exists(manifest, data)
     mine = identity(source)
@@ -75,9 +78,10 @@ def publish_over(directory: SnapshotDirectory, source: Path, manifest: Manifest,
     """
     files = directory.files
     beside = directory.path / (canonical_name(manifest) + MANIFEST_SUFFIX)
-    with locked_for_removal(old):
+    with contextlib.ExitStack() as lock:
         before = _content(beside)
         try:
+            lock.enter_context(locked_for_removal(old))
             note = _write_manifest(directory, replace(manifest, data_file=source.name))
         except BaseException:
             remove_quietly(directory, source)

@@ -93,8 +93,6 @@ def open_snapshot(
         current, descriptor = _open_locked(directory, snapshot, wait_s=wait_s, trust=trust)
     except KeikakuError:
         raise
-    except FileNotFoundError as error:
-        raise _gone(snapshot) from error
     except OSError as error:
         raise translate_os_error(error, doing=f"opening snapshot {snapshot}", path=snapshot.path) from error
     try:
@@ -114,7 +112,10 @@ def _open_locked(
             raise SnapshotCorruptError(
                 f"snapshot {current} cannot be read", found=f"{current.path}: {current.problem}"
             )
-        descriptor = open_regular(current.path)
+        try:
+            descriptor = open_regular(current.path)
+        except FileNotFoundError:
+            continue
         try:
             _lock_shared(descriptor, current, wait_s)
             status = os.fstat(descriptor)

@@ -8,45 +8,26 @@ stays. Called with the directory lock held.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import logging
 import os
 import stat
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keikaku_snapshots.errors import KeikakuError
 from keikaku_snapshots.snapshots.directory import (
-    MANIFEST_LIMIT_BYTES,
-    TEMPORARY,
+    Leftover,
     SnapshotDirectory,
     canonical_name,
-    identity,
-    lstat,
 )
-from keikaku_snapshots.snapshots.files import open_regular, read_regular
-from keikaku_snapshots.snapshots.manifest import Manifest
-from keikaku_snapshots.snapshots.names import MANIFEST_SUFFIX
+from keikaku_snapshots.snapshots.files import open_regular
 from keikaku_snapshots.snapshots.publish import finish_replacement
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 _logger = logging.getLogger("keikaku_snapshots.snapshots")
-
-
-@dataclass(frozen=True, slots=True)
-class Leftover:
-    """A temporary file of ours."""
-
-    #: Where it lies.
-    path: Path
-    #: Its status when it was found.
-    status: os.stat_result
-    #: ``""`` for data, ``manifest``, ``deleted`` or ``latest``.
-    kind: str
 
 
 def sweep(directory: SnapshotDirectory, *, now_s: float, grace_s: float, dry_run: bool = False) -> list[Path]:
@@ -68,7 +49,7 @@ def sweep(directory: SnapshotDirectory, *, now_s: float, grace_s: float, dry_run
     if not dry_run:
         _finish_replacements(directory)
     in_use = {item.path for item in directory.snapshots()}
-    leftovers = [item for item in find_leftovers(directory) if item.path not in in_use]
+    leftovers = [item for item in directory.leftovers() if item.path not in in_use]
     stale = [item for item in leftovers if _is_stale(item, now_s, grace_s)]
     # A deletion was decided by the rename, so it needs no grace.
     decided = [item for item in leftovers if item.kind == "deleted" and item not in stale]
@@ -76,7 +57,7 @@ def sweep(directory: SnapshotDirectory, *, now_s: float, grace_s: float, dry_run
         removed.append(data)
         if not dry_run:
             directory.files.unlink(data)
-    for item in [*stale, *(item for item in decided if _manifest_in(item.path))]:
+    for item in [*stale, *(item for item in decided if item.manifest())]:
         removed.append(item.path)
         if not dry_run:
             directory.files.unlink(item.path)
@@ -84,20 +65,6 @@ def sweep(directory: SnapshotDirectory, *, now_s: float, grace_s: float, dry_run
         directory.files.fsync_directory(directory.path)
         _logger.info("removed what an interrupted run left: %s", ", ".join(path.name for path in removed))
     return removed
-
-
-def find_leftovers(directory: SnapshotDirectory) -> list[Leftover]:
-    """Return the temporary files of this account in a directory, oldest first."""
-    found = []
-    with contextlib.suppress(FileNotFoundError), os.scandir(directory.path) as entries:
-        for entry in entries:
-            match = TEMPORARY.fullmatch(entry.name)
-            status = lstat(Path(entry.path)) if match else None
-            if match is None or status is None or status.st_uid != os.geteuid():
-                continue
-            if stat.S_ISREG(status.st_mode) or (stat.S_ISLNK(status.st_mode) and match["kind"] == "latest"):
-                found.append(Leftover(Path(entry.path), status, match["kind"] or ""))
-    return sorted(found, key=lambda item: (item.status.st_mtime, item.path.name))
 
 
 def _is_stale(item: Leftover, now_s: float, grace_s: float) -> bool:
@@ -125,36 +92,17 @@ def _ownerless_data(
     directory: SnapshotDirectory, stale: list[Leftover], decided: list[Leftover]
 ) -> Iterator[Path]:
     """Data files without manifest that a leftover of ours proves to be ours."""
-    seen: set[Path] = set()
     inodes = {(item.status.st_dev, item.status.st_ino) for item in stale if item.kind == ""}
-    candidates = [item.path for item in directory.snapshots() if item.manifest is None]
-    for path in candidates:
-        if identity(path) in inodes and not _has_manifest(path):
-            seen.add(path)
+    named = {canonical_name(found): found for item in [*stale, *decided] if (found := item.manifest())}
+    for path in directory.data_without_manifest():
+        status = path.lstat()
+        if (status.st_dev, status.st_ino) in inodes:
             yield path
-    for item in [*stale, *decided]:
-        manifest = _manifest_in(item.path) if item.kind in {"manifest", "deleted"} else None
-        if manifest is None:
-            continue
-        path = directory.path / canonical_name(manifest)
-        status = lstat(path)
-        if status is None or path in seen or _has_manifest(path) or not stat.S_ISREG(status.st_mode):
             continue
         # Empty: the name was being held for a file system without hard links.
-        if status.st_size in {manifest.size_bytes, 0} and not _is_locked(path):
-            seen.add(path)
+        named_here = path.name in named and status.st_size in {named[path.name].size_bytes, 0}
+        if named_here and stat.S_ISREG(status.st_mode) and not _is_locked(path):
             yield path
-
-
-def _has_manifest(data: Path) -> bool:
-    return lstat(data.with_name(data.name + MANIFEST_SUFFIX)) is not None
-
-
-def _manifest_in(path: Path) -> Manifest | None:
-    try:
-        return Manifest.from_json(read_regular(path, MANIFEST_LIMIT_BYTES))
-    except (OSError, KeikakuError):
-        return None
 
 
 def _finish_replacements(directory: SnapshotDirectory) -> None:

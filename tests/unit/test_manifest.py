@@ -49,7 +49,16 @@ class TestNames:
         "name",
         [
             *["../../etc/passwd", "-rf", "a\nb", "a\n", ".", "..", "", "latest", "LATEST", "a\0b", "a" * 101],
-            *["é" * 128, "a/b", "app_latest", "a b", ".hidden", "アプリ", "a_20260101_000000", "20260101_000000_2"],
+            *[
+                "é" * 128,
+                "a/b",
+                "app_latest",
+                "a b",
+                ".hidden",
+                "アプリ",
+                "a_20260101_000000",
+                "20260101_000000_2",
+            ],
         ],
     )
     def test_what_is_no_name_is_refused(self, name: str) -> None:

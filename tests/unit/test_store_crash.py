@@ -104,7 +104,8 @@ def assert_whole(path: Path, work: Work, mode: LatestMode) -> None:
     """Check the promises right after a crash, then that the next command finds everything in order."""
     store = store_at(path, mode=mode)
     now = valid(store)
-    assert now in (work.before, work.after), "only whole snapshots are listed as valid"
+    assert now in (work.before, work.after), "only whole snapshots are there"
+    assert all(item.is_valid for item in store.list()), "no half file is listed"
     link = path / "app_latest.sql"
     if link.exists():
         assert link.read_text() in {*work.before.values(), *work.after.values()}, (
