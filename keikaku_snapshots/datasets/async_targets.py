@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import asyncpg
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
+_CONTROL = ("BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE")
+
 
 class _AsyncTarget:
     """What all of them share."""
@@ -118,6 +120,10 @@ class AsyncpgTarget(_AsyncTarget):
 
     async def execute(self, sql: str, parameters: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
         """Run one statement and return its rows."""
+        if sql.startswith(_CONTROL):
+            # By the simple protocol: nothing of it stays in the cache of prepared statements.
+            await self._connection.execute(sql)
+            return []
         return [tuple(record) for record in await self._connection.fetch(sql, *parameters)]
 
     async def copy(self, step: Copy) -> int:

@@ -68,6 +68,8 @@ def _encode_column(values: Sequence[Any], name: str, kind: Kind) -> Sequence[str
     try:
         joined = "".join(values)
     except TypeError:
+        if not any(value is not None for value in values):
+            return (_NULL,) * len(values)
         return [_NULL if value is None else _encode_value(value, name, kind) for value in values]
     if "\0" in joined or _BYTE_ORDER_MARK in joined:
         for value in values:
