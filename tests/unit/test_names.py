@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import pytest
 
@@ -38,13 +39,13 @@ def test_every_name_can_be_drawn(pool: names.NamePool) -> None:
     totals = (0, *pool.cumulative_weights)
 
     assert len(pool.cumulative_weights) == len(pool.names)
-    assert all(before < after for before, after in zip(totals, totals[1:], strict=False))
+    assert all(before < after for before, after in pairwise(totals))
 
 
 def test_surnames_occur_about_as_often_as_in_life() -> None:
     """佐藤 is the most frequent surname, and frequencies fall along the file."""
     totals = (0, *names.surnames().cumulative_weights)
-    weights = [after - before for before, after in zip(totals, totals[1:], strict=False)]
+    weights = [after - before for before, after in pairwise(totals)]
 
     assert names.surnames().names[0].kanji == "佐藤"
     assert weights == sorted(weights, reverse=True)
