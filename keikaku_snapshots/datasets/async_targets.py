@@ -139,7 +139,8 @@ class AsyncpgTarget(_AsyncTarget):
             if task is not None:
                 task.cancel()
 
-        async with AsyncStallWatch(step, cancel) as watch:
+        # asyncpg waits for ever for a connection that was lost while its buffer was full.
+        async with AsyncStallWatch(step, cancel, self._connection.is_closed) as watch:
 
             async def source() -> AsyncIterator[bytes]:
                 try:

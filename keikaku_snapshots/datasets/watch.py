@@ -7,7 +7,7 @@ import threading
 import time
 from typing import Any, TYPE_CHECKING
 
-from keikaku_snapshots.errors import OperationTimeoutError
+from keikaku_snapshots.errors import ConnectError, OperationTimeoutError
 
 if TYPE_CHECKING:
     from keikaku_snapshots.datasets.steps import Copy
@@ -88,11 +88,14 @@ class AsyncStallWatch(_Watch):
     Args:
         step: The COPY.
         cancel: Coroutine function that cancels the running statement.
+        is_lost: Tells whether the connection is gone; for drivers that go on waiting then.
     """
 
-    def __init__(self, step: Copy, cancel: Callable[[], Awaitable[Any]]) -> None:
+    def __init__(
+        self, step: Copy, cancel: Callable[[], Awaitable[Any]], is_lost: Callable[[], bool] = lambda: False
+    ) -> None:
         super().__init__(step)
-        self._cancel = cancel
+        self._cancel, self._is_lost = cancel, is_lost
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> AsyncStallWatch:
@@ -107,12 +110,15 @@ class AsyncStallWatch(_Watch):
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         if self._fired and error is not None:
+            if self._is_lost():
+                what = f"The connection was lost while rows were copied into {self._table!r}"
+                raise ConnectError(what, transient=True, contention=True) from error
             raise self._error() from error
 
     async def _look(self) -> None:
         while True:
             await asyncio.sleep(self._interval_s())
-            if self._is_over():
+            if self._is_over() or self._is_lost():
                 self._fired = True
                 await self._cancel()
                 return
