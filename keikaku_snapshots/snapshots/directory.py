@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from keikaku_snapshots.errors import KeikakuError, SnapshotCorruptError
+from keikaku_snapshots.errors import KeikakuError, SnapshotCorruptError, SnapshotNotFoundError
 from keikaku_snapshots.snapshots.files import FileSystem, kind_of, read_regular
 from keikaku_snapshots.snapshots.manifest import Manifest, Snapshot
 from keikaku_snapshots.snapshots.names import (
@@ -168,6 +168,21 @@ class SnapshotDirectory:
         """
         return Manifest.from_json(
             read_regular(self.path / (file_name + MANIFEST_SUFFIX), MANIFEST_LIMIT_BYTES)
+        )
+
+    def not_found(self, name: str, version: str | None, found: list[Snapshot]) -> SnapshotNotFoundError:
+        """Return the error for a snapshot that is not there, with what is there instead."""
+        what = (
+            f"there is no snapshot {name!r}" if version is None else f"there is no snapshot {name} {version}"
+        )
+        if not found:
+            return SnapshotNotFoundError(what, found=f"in {self.path}")
+        if version is not None:
+            versions = ", ".join(item.version for item in found[:10])
+            return SnapshotNotFoundError(what, found=f"{self.path} has these versions of it: {versions}.")
+        lines = "\n".join(f"  {item.version}: {item.problem}" for item in found[:10])
+        return SnapshotNotFoundError(
+            f"there is no valid snapshot {name!r}", found=f"{self.path} has only damaged ones:\n{lines}"
         )
 
     def _data_files(self) -> dict[str, DataFileName]:

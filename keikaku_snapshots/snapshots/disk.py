@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -175,6 +176,18 @@ def network_file_system(path: str | os.PathLike[str]) -> str | None:
         if inside and len(mount) >= len(best):
             best, kind = mount, right.split()[0]
     return kind if kind in _NETWORK_FILE_SYSTEMS else None
+
+
+def weaknesses(directory: str | os.PathLike[str]) -> list[str]:
+    """Return in words what makes a snapshot directory less safe than it could be; empty when nothing does."""
+    found = []
+    mode = Path(directory).stat().st_mode
+    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        found.append(f"{directory} can be written by every account; chmod 700 keeps others out")
+    kind = network_file_system(directory)
+    if kind:
+        found.append(f"{directory} is on {kind}: locks between hosts rest on the lock in the database there")
+    return found
 
 
 def _megabytes(size_bytes: int) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import stat
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,11 +23,10 @@ from keikaku_snapshots.errors import (
     RefusedError,
     SnapshotExistsError,
     SnapshotInUseError,
-    SnapshotNotFoundError,
     UsageError,
 )
 from keikaku_snapshots.snapshots.directory import SnapshotDirectory, canonical_name
-from keikaku_snapshots.snapshots.disk import network_file_system
+from keikaku_snapshots.snapshots.disk import weaknesses
 from keikaku_snapshots.snapshots.files import FileSystem, translate_os_error
 from keikaku_snapshots.snapshots.latest import LATEST_MODES, LatestLink, LatestMode
 from keikaku_snapshots.snapshots.lock import FileLock
@@ -43,6 +41,7 @@ from keikaku_snapshots.snapshots.publish import (
     rewrite_manifest,
 )
 from keikaku_snapshots.snapshots.reading import OpenSnapshot, open_snapshot
+from keikaku_snapshots.snapshots.retention import old_ones
 from keikaku_snapshots.snapshots.stage import Stage
 from keikaku_snapshots.snapshots.sweep import sweep
 
@@ -128,7 +127,7 @@ class SnapshotStore:
         wanted = [item for item in found if (item.is_valid if version is None else item.version == version)]
         if wanted:
             return next((item for item in wanted if item.is_valid), wanted[0])
-        raise self._not_found(name, version, found)
+        raise self._disk.not_found(name, version, found)
 
     def latest(self, name: str) -> Snapshot | None:
         """Return the newest valid snapshot of a name, if there is one; never looks at the link."""
@@ -338,7 +337,9 @@ class SnapshotStore:
         with self._translated(doing), self._directory_lock(doing):
             current = self._disk.load(canonical_name(snapshot))
             if current is None or current.manifest is None:
-                raise self._not_found(snapshot.name, snapshot.version, self._disk.snapshots(snapshot.name))
+                raise self._disk.not_found(
+                    snapshot.name, snapshot.version, self._disk.snapshots(snapshot.name)
+                )
             rewrite_manifest(self._disk, replace(current.manifest, **changes))
             changed = self._disk.load(canonical_name(snapshot))
         return changed or snapshot
@@ -388,20 +389,14 @@ class SnapshotStore:
         if self._warned:
             return
         self._warned = True
-        mode = self.directory.stat().st_mode
-        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-            _logger.warning("%s can be written by every account; chmod 700 keeps others out", self.directory)
-        kind = network_file_system(self.directory)
-        if kind:
-            _logger.warning(
-                "%s is on %s: locks between hosts rest on the database's lock there", self.directory, kind
-            )
+        for weakness in weaknesses(self.directory):
+            _logger.warning("%s", weakness)
 
     def _check_rename(self, old_name: str, new_name: str) -> None:
         """Refuse a new name that has snapshots of its own; copies of ours are of an interrupted rename."""
         ours = self._disk.snapshots(old_name)
         if not any(item.is_valid for item in ours):
-            raise self._not_found(old_name, None, ours)
+            raise self._disk.not_found(old_name, None, ours)
         for item in self._disk.snapshots(new_name):
             if item.manifest is None or item.manifest.metadata.get("renamed_from") != old_name:
                 raise SnapshotExistsError(
@@ -433,7 +428,7 @@ class SnapshotStore:
     def _delete(self, snapshot: Snapshot) -> None:
         current = self._disk.load(canonical_name(snapshot))
         if current is None:
-            raise self._not_found(snapshot.name, snapshot.version, self._disk.snapshots(snapshot.name))
+            raise self._disk.not_found(snapshot.name, snapshot.version, self._disk.snapshots(snapshot.name))
         remove_snapshot(
             self._disk, current, first=lambda: self._refresh_link_or_log(snapshot.name, without=current)
         )
@@ -460,23 +455,6 @@ class SnapshotStore:
     def _lock_path(self, what: str) -> Path:
         return self.directory / ".locks" / f"{what}.lock"
 
-    def _not_found(self, name: str, version: str | None, found: Snapshots) -> SnapshotNotFoundError:
-        if version is not None:
-            what = f"there is no snapshot {name} {version}"
-            versions = ", ".join(item.version for item in found[:10])
-            return SnapshotNotFoundError(
-                what,
-                found=f"{self.directory} has these versions of it: {versions}."
-                if found
-                else f"in {self.directory}",
-            )
-        if not found:
-            return SnapshotNotFoundError(f"there is no snapshot {name!r}", found=f"in {self.directory}")
-        lines = "\n".join(f"  {item.version}: {item.problem}" for item in found[:10])
-        return SnapshotNotFoundError(
-            f"there is no valid snapshot {name!r}", found=f"{self.directory} has:\n{lines}"
-        )
-
     @contextlib.contextmanager
     def _translated(self, doing: str) -> Iterator[None]:
         """Turn system errors into the library's."""
@@ -486,11 +464,3 @@ class SnapshotStore:
             raise
         except OSError as error:
             raise translate_os_error(error, doing=doing, path=self.directory) from error
-
-
-def old_ones(snapshots: list[Snapshot], keep_count: int) -> list[Snapshot]:
-    """Return which snapshots of one name go when ``keep_count`` valid ones are kept, newest first."""
-    valid = sorted(
-        (item for item in snapshots if item.is_valid), key=lambda item: item.sort_key, reverse=True
-    )
-    return [item for item in valid[max(1, keep_count) :] if not item.pinned]

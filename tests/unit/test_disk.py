@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from keikaku_snapshots.errors import AccessDeniedError, DiskFullError, SnapshotNotFoundError
+from keikaku_snapshots.errors import DiskFullError, SnapshotNotFoundError
 from keikaku_snapshots.snapshots import disk
 from keikaku_snapshots.snapshots.disk import MEGABYTE, ReserveWatcher, check_space, estimate_bytes
 
@@ -143,7 +143,16 @@ def test_the_estimate_follows_the_last_snapshot(tmp_path: Path) -> None:
     assert estimate_bytes(database_bytes=1000, format_name="custom") < plain
 
 
-def test_no_more_access_than_needed_is_claimed(tmp_path: Path) -> None:
-    """A local directory is no network file system."""
-    assert disk.network_file_system(tmp_path) is None
-    assert not issubclass(AccessDeniedError, DiskFullError)
+def test_a_directory_that_others_may_write_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FAULTS 35, 3.6: world-writable without sticky bit, and network file systems, are warned of."""
+    tmp_path.chmod(0o700)
+    assert disk.weaknesses(tmp_path) == []
+    tmp_path.chmod(0o1777)
+    assert disk.weaknesses(tmp_path) == []
+    tmp_path.chmod(0o777)
+    monkeypatch.setattr(disk, "network_file_system", lambda _: "nfs4")
+    said = disk.weaknesses(tmp_path)
+    tmp_path.chmod(0o700)
+
+    assert "chmod 700" in said[0]
+    assert "nfs4" in said[1]

@@ -35,7 +35,8 @@ from keikaku_snapshots.snapshots.files import FileSystem
 from keikaku_snapshots.snapshots.hashing import GrowingFileHash, hash_descriptor
 from keikaku_snapshots.snapshots.latest import LatestMode
 from keikaku_snapshots.snapshots.manifest import Manifest, Snapshot
-from keikaku_snapshots.snapshots.store import SnapshotStore, old_ones
+from keikaku_snapshots.snapshots.retention import old_ones
+from keikaku_snapshots.snapshots.store import SnapshotStore
 from tests.snapshot_files import NOW, write
 
 if TYPE_CHECKING:

@@ -141,9 +141,12 @@ def test_killed_at_any_operation_leaves_only_whole_snapshots(
     pytest.fail("the work never ended")
 
 
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
-    ("how", "for_good"), [("error", False), ("error", True), ("full", True), ("interrupt", False)]
+    ("how", "for_good", "mode"),
+    [
+        *[("error", False, mode) for mode in MODES],
+        *[("error", True, "symlink"), ("full", True, "symlink"), ("interrupt", False, "symlink")],
+    ],
 )
 @pytest.mark.parametrize("name", WORKS)
 def test_failing_at_any_operation_leaves_only_whole_snapshots(
