@@ -130,9 +130,9 @@ def create_scratch(
     identity = Identity(kind=kind, target=like, backend_pid=backend_pid, extra=extra or {})
     locale = locale_options(connection, like)
     owner = database_settings(connection, like).owner
-    _create(
-        connection, _create_statement(name, "template0", locale, owner, locale.tablespace), name, identity
-    )
+    # Naming the default one needs a right that only superusers have; leaving it out does not.
+    tablespace = None if locale.tablespace == "pg_default" else locale.tablespace
+    _create(connection, _create_statement(name, "template0", locale, owner, tablespace), name, identity)
     return identity
 
 
