@@ -1,0 +1,58 @@
+"""Run the benchmarks on a server of their own: `make bench`, or `python -m benchmarks --quick`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks import generation, memory, snapshots, startup
+from benchmarks.measure import Result, table, write_report
+from keikaku_snapshots.postgres.embedded import EmbeddedServer
+from keikaku_snapshots.postgres.tools import find_tools
+
+RESULTS = Path(__file__).parent / "results" / "latest.json"
+
+
+def main() -> int:
+    """Measure, print the table, write the JSON; exit 1 when a bar is missed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--runs", type=int, default=5, help="alternating runs of each (default 5)")
+    parser.add_argument("--quick", action="store_true", help="leave out the 2,000,000-row cases")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="JSON file to write")
+    options = parser.parse_args()
+    results: list[Result] = []
+
+    def report(result: Result) -> None:
+        results.append(result)
+        print(table([result]), end="\n\n", flush=True)  # noqa: T201 - a command that prints
+
+    with tempfile.TemporaryDirectory(prefix="keikaku-bench-") as folder_name:
+        folder = Path(folder_name)
+        folder.chmod(0o711)
+        server = EmbeddedServer(folder / "server")
+        server.start()
+        try:
+            tools = find_tools(server.major)
+            report(startup.help_text(options.runs))
+            for name in generation.SIZES:
+                url = server.url(f"bench_{name}", create=True)
+                report(generation.against_copy(url, tools, folder, name, options.runs))
+            report(generation.against_orm(server.url("bench_orm", create=True), options.runs))
+            for name in ["large"] if options.quick else ["large", "xlarge"]:
+                url = server.url(f"bench_{name}", create=True)
+                if name == "xlarge":
+                    report(memory.five_thousand_offices(url))
+                report(snapshots.create(url, tools, folder, name, options.runs))
+                report(snapshots.cold_swap(url, tools, folder, name, options.runs))
+        finally:
+            server.stop()
+    write_report(results, options.output, {"postgresql": str(server.major)})
+    print(table(results))  # noqa: T201
+    print(f"\nwritten to {options.output}")  # noqa: T201
+    return 0 if all(result.holds for result in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

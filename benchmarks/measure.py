@@ -1,0 +1,128 @@
+"""Run contestants in turn, compare medians, and write what was seen as JSON and as a table.
+
+The machine is noisy: contestants alternate, and only ratios of medians from
+one run are compared with a bar.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+Contestant = Callable[[], float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """What a benchmark promises."""
+
+    #: Requirement the bar comes from, such as "C1".
+    requirement: str
+    #: The largest accepted value.
+    limit: float
+    #: What the value is: "ratio" of medians, "seconds" or "MB".
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One line of the report."""
+
+    #: What was measured.
+    title: str
+    #: Seconds (or MB) of every run by contestant; the first contestant is ours.
+    samples: dict[str, list[float]]
+    #: The compared value: ratio of medians against the baseline, or our median.
+    value: float
+    bar: Bar
+    #: Facts that a reader needs to judge the number.
+    notes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the value is within the bar."""
+        return self.value <= self.bar.limit
+
+
+def alternate(contestants: Mapping[str, Contestant], runs: int) -> dict[str, list[float]]:
+    """Run every contestant `runs` times in turn, after one warm-up round.
+
+    A contestant may return its own seconds when only a part of it counts.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in contestants}
+    order = list(contestants.items())
+    for round_number in range(runs + 1):
+        for name, contestant in order if round_number % 2 else reversed(order):
+            started = time.perf_counter()
+            own = contestant()
+            seconds = time.perf_counter() - started if own is None else own
+            if round_number:
+                samples[name].append(seconds)
+    return samples
+
+
+def compare(
+    title: str,
+    contestants: Mapping[str, Contestant],
+    bar: Bar,
+    *,
+    runs: int,
+    notes: Mapping[str, str] | None = None,
+) -> Result:
+    """Measure ours (the first contestant) against the baseline (the second)."""
+    samples = alternate(contestants, runs)
+    ours, baseline = list(samples)[:2]
+    ratio = statistics.median(samples[ours]) / statistics.median(samples[baseline])
+    return Result(title, samples, ratio, bar, dict(notes or {}))
+
+
+def environment() -> dict[str, str]:
+    """The facts of this machine that numbers depend on."""
+    return {
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": str(os.cpu_count()),
+    }
+
+
+def table(results: list[Result]) -> str:
+    """The results as an aligned text table, medians with their spread."""
+    rows = [("benchmark", "contestant", "median", "min - max", "value", "bar", "")]
+    for result in results:
+        head = (result.title, f"{result.value:.2f}", f"<= {result.bar.limit:g} {result.bar.unit}")
+        for position, (name, samples) in enumerate(result.samples.items()):
+            first = position == 0
+            rows.append(
+                (
+                    head[0] if first else "",
+                    name,
+                    f"{statistics.median(samples):.3f}",
+                    f"{min(samples):.3f} - {max(samples):.3f}",
+                    head[1] if first else "",
+                    f"{result.bar.requirement} {head[2]}" if first else "",
+                    ("holds" if result.holds else "MISSED") if first else "",
+                )
+            )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def write_report(results: list[Result], path: Path, facts: Mapping[str, str]) -> None:
+    """Write the results as one JSON document."""
+    document = {
+        "environment": {**environment(), **facts},
+        "results": [{**asdict(result), "holds": result.holds} for result in results],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
