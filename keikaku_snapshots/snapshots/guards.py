@@ -151,7 +151,8 @@ def drift(manifest: Manifest, now: catalog.Fingerprint, heads: Sequence[str]) ->
     Returns:
         Lines; empty when they agree or the database is empty.
     """
-    if not now.objects or not manifest.schema_fingerprint:
+    is_empty = all(key.startswith(("schema ", "extension ")) for key in now.objects)
+    if is_empty or not manifest.schema_fingerprint:
         return []
     lines: list[str] = []
     if list(heads) != manifest.alembic_heads and (heads or manifest.alembic_heads):

@@ -282,10 +282,18 @@ class Loader:
     def _extension(self, text: bytes) -> None:
         """Extensions and their comments belong to whoever may make them; a comment is no reason to fail."""
         if text.startswith(b"COMMENT"):
-            if not self._try(text):
+            if not self._try(text) and not self._has_comment(text):
                 self._extra.append("comment of an extension not given back: it belongs to another role")
             return
         self._connection.execute(text)
+
+    def _has_comment(self, text: bytes) -> bool:
+        rows = self._connection.execute(
+            "SELECT pg_catalog.quote_literal(pg_catalog.obj_description(oid, 'pg_extension'))"
+            " FROM pg_catalog.pg_extension WHERE extname = %s",
+            [text.split()[3].decode("utf-8", "replace").strip('"')],
+        ).fetchall()
+        return any(comment is not None and text.endswith(comment.encode() + b";") for (comment,) in rows)
 
     def _try(self, text: bytes) -> bool:
         """Run a statement about rights; False when the role may not, with the transaction still usable."""

@@ -4,7 +4,22 @@ It is written as the plain owner of a database, so that the same text serves a
 superuser and an owner. `READER` and `WRITER` are roles that only hold grants.
 """
 
+# ruff: noqa: E501 - SQL reads better in long lines
 from __future__ import annotations
+
+import contextlib
+import re
+import subprocess
+from typing import TYPE_CHECKING
+
+import psycopg
+from psycopg import sql
+
+from tests.servers import connect
+
+if TYPE_CHECKING:
+    from keikaku_snapshots.postgres.url import DatabaseURL
+    from tests.servers import Server
 
 #: Roles that hold grants in the rich schema; the tests create them once.
 READER = "keikaku_reader"
@@ -138,12 +153,7 @@ CREATE COLLATION office.plain FROM "C";
 CREATE AGGREGATE office.total(integer) (SFUNC = int4pl, STYPE = integer, INITCOND = '0');
 CREATE OPERATOR office.=== (LEFTARG = integer, RIGHTARG = integer, FUNCTION = int4eq);
 CREATE TEXT SEARCH CONFIGURATION office.words (COPY = simple);
-CREATE CAST (office.role AS integer) WITH FUNCTION pg_catalog.enum_smaller(anyenum, anyenum) AS ASSIGNMENT;
 """
-
-RICH_SCHEMA = RICH_SCHEMA.replace(
-    "CREATE CAST (office.role AS integer) WITH FUNCTION pg_catalog.enum_smaller(anyenum, anyenum) AS ASSIGNMENT;\n", ""
-)
 
 RICH_ROWS = r"""
 INSERT INTO office.staffs (email, role, load, home, tags, preferences, raw, made_at, note)
@@ -178,3 +188,86 @@ SELECT lo_from_bytea(70002, convert_to(repeat('大きい', 20000), 'UTF8'));
 COMMENT ON LARGE OBJECT 70001 IS 'a large object';
 GRANT SELECT ON LARGE OBJECT 70001 TO keikaku_reader;
 """
+
+#: A superuser makes these before the owner comes, so that the owner could not make them again.
+EXTENSION = {15: "pgcrypto", 16: "vector", 18: "vector"}
+EXTENSION_USERS = {
+    "pgcrypto": "CREATE TABLE office.hashed (h bytea DEFAULT public.digest('x', 'md5')); INSERT INTO office.hashed DEFAULT VALUES;",
+    "vector": "CREATE TABLE office.embeddings (v public.vector(3)); INSERT INTO office.embeddings VALUES ('[1,2,3]');",
+}
+
+#: What is done to the database between snapshot and restore.
+DAMAGE = """
+DELETE FROM office.event_notes; DELETE FROM office.events WHERE region = 'north';
+UPDATE office.staffs SET email = email || '.jp', note = NULL; INSERT INTO office.no_key VALUES (2);
+SELECT nextval('office.free_numbers'), nextval('office.staffs_id_seq');
+SELECT lo_unlink(70001), lo_from_bytea(70009, 'new'); SELECT lo_put(70002, 0, 'changed');
+REFRESH MATERIALIZED VIEW office.per_role; REFRESH MATERIALIZED VIEW office.empty_view;
+"""
+#: Changes of the schema, which only the full form and a swap take back.
+SCHEMA_DAMAGE = """
+CREATE TABLE office.newer (id int REFERENCES office.teams, e office.role); CREATE SCHEMA extra; CREATE TABLE extra.t (a int);
+CREATE TABLE public.loose (id serial, r office.role); CREATE VIEW public.on_loose AS SELECT * FROM public.loose;
+CREATE FUNCTION public.f(office.role) RETURNS int LANGUAGE sql AS 'SELECT 1';
+CREATE PROCEDURE public.p() LANGUAGE sql AS 'SELECT 1'; CREATE TYPE public.pair AS (a int, b office.address);
+CREATE DOMAIN public.small AS int CHECK (VALUE < 10); CREATE SEQUENCE public.s; CREATE COLLATION public.c FROM "C";
+CREATE AGGREGATE public.every_one(integer) (SFUNC = int4pl, STYPE = integer);
+CREATE OPERATOR public.<-> (LEFTARG = integer, RIGHTARG = integer, FUNCTION = int4pl);
+CREATE TEXT SEARCH DICTIONARY public.d (TEMPLATE = simple);
+CREATE MATERIALIZED VIEW public.mv AS SELECT 1 AS a; CREATE PUBLICATION extra_pub FOR TABLE public.loose;
+ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO keikaku_reader;
+GRANT CREATE ON SCHEMA public TO keikaku_reader; COMMENT ON SCHEMA office IS 'other';
+DROP TABLE office.no_key CASCADE; ALTER TABLE office.staffs DROP COLUMN note, ADD COLUMN extra public.small;
+DROP MATERIALIZED VIEW office.per_role CASCADE; ALTER TYPE office.role ADD VALUE 'new'; DROP PUBLICATION keikaku_pub;
+"""
+#: Changes of rights alone.
+RIGHTS_DAMAGE = """
+REVOKE SELECT ON office.teams FROM keikaku_reader; GRANT DELETE ON office.audit TO "Keikaku Writer";
+ALTER DEFAULT PRIVILEGES IN SCHEMA office GRANT INSERT ON TABLES TO keikaku_reader;
+"""
+
+
+def make_rich(server: Server, url: DatabaseURL) -> None:
+    """Fill a database with the rich schema as the role of the URL, roles and foreign extension included."""
+    with server.admin(url.database) as admin:
+        for role in (READER, WRITER):
+            with contextlib.suppress(psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
+                admin.execute(sql.SQL("CREATE ROLE {}").format(sql.Identifier(role)))
+        extension = EXTENSION[server.major]
+        admin.execute(sql.SQL("CREATE EXTENSION {} SCHEMA public").format(sql.Identifier(extension)))
+    run(url, RICH_SCHEMA + RICH_ROWS + LARGE_OBJECTS + EXTENSION_USERS[extension])
+
+
+def run(url: DatabaseURL, statements: str) -> None:
+    """Run statements with nothing of the package in between, each committed."""
+    with connect(url) as connection:
+        connection.execute(statements)  # type: ignore[arg-type]
+
+
+def rows_of(url: DatabaseURL, query: str) -> list[tuple[object, ...]]:
+    """Ask a database with nothing of the package in between."""
+    with connect(url) as connection:
+        return connection.execute(query).fetchall()  # type: ignore[arg-type]
+
+
+_KEY = re.compile(r"^\\(un)?restrict .*$", re.MULTILINE)
+
+
+def dump_text(server: Server, url: DatabaseURL, *options: str) -> str:
+    """The whole database as text, by a pg_dump of our own as superuser; the random key is cut out."""
+    result = subprocess.run(  # noqa: S603 - the server's own program
+        [server.bin / "pg_dump", *options],
+        env={
+            "PGHOST": server.url.host,
+            "PGPORT": str(server.url.port),
+            "PGUSER": server.url.user,
+            "PGPASSWORD": server.url.password or "",
+            "PGDATABASE": url.database,
+            "LC_ALL": "C",
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return _KEY.sub("", result.stdout)
