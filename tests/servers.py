@@ -192,7 +192,9 @@ def drop_database(server: Server, name: str) -> None:
             assert isinstance(found, str)
             _release(server, connection, found)
             identifier = sql.Identifier(found)
-            connection.execute(sql.SQL("ALTER DATABASE {} WITH IS_TEMPLATE false").format(identifier))
+            # A database that the server is dropping at this moment can be dropped again, but not altered.
+            with contextlib.suppress(psycopg.errors.ObjectNotInPrerequisiteState, psycopg.errors.InvalidCatalogName):
+                connection.execute(sql.SQL("ALTER DATABASE {} WITH IS_TEMPLATE false").format(identifier))
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(identifier))
 
 
