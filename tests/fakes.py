@@ -96,6 +96,8 @@ for kind, value in STEPS:
     elif kind == "hang":
         time.sleep(value)
     elif kind == "kill":
+        if value != signal.SIGKILL:
+            signal.signal(value, signal.SIG_DFL)  # Python ignores SIGXFSZ
         os.kill(os.getpid(), value)
     elif kind == "leave":
         os._exit(value)

@@ -403,7 +403,8 @@ def _read(stderr: str) -> _Message:
         primary = _error_of(bare)
         if message.text and (place or primary) and not found:
             break  # the next message; what follows from the first is noise
-        if primary is not None and not message.text and not found:
+        # pg_dump passes the server's word on behind "detail:".
+        if primary is not None and not message.text and (not found or found["label"] == "detail"):
             message.state, message.text = primary["state"] or "", primary["text"]
             message.place = f"{place['file']}, line {place['line']}" if place else ""
         elif not message.text:

@@ -437,6 +437,11 @@ def _parse_with_libpq(text: str) -> dict[str, str]:
         )
     if "percent-encoded" in reason:
         raise InvalidURLError("A database URL has a '%' or a space that is not percent-encoded")
+    if "key/value separator" in reason:
+        raise InvalidURLError(
+            "A parameter of a database URL has no '=', or a second one",
+            hint="Write an '=' inside a value as %3D: ?options=-c%20search_path%3Dapp.",
+        )
     raise InvalidURLError("A database URL cannot be parsed")
 
 
