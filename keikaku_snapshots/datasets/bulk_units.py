@@ -113,7 +113,8 @@ def create_offices(call: Call, count: int, created_by: str | None) -> Steps[list
     try:
         yield from drawing.copy("offices", rows.OFFICE_COLUMNS, values)
     except ForeignKeyError as error:
-        error.hint = _CREATE_SYSTEM_STAFF
+        if created_by is not None:
+            error.hint = _CREATE_SYSTEM_STAFF
         raise
     return records.records_of(records.Office, values)
 

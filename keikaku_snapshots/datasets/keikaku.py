@@ -2,7 +2,7 @@
 
 A unit is an office. Its staff and recipients stand beside each other in every
 shard, so child tables find their parents by counting: the first of an office's
-staff is responsible for all its plans.
+staff is responsible for all its plans. Every staff can log in with `TEST_PASSWORD`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from keikaku_snapshots.datasets.bulk import (
     bulk_create_welfare_recipients,
 )
 from keikaku_snapshots.datasets.dataset import Dataset, Row, Scale, Shard, Table
+from keikaku_snapshots.datasets.keikaku_rows import TEST_PASSWORD
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,6 +32,7 @@ __all__ = [
     "RECIPIENTS_PER_OFFICE",
     "SCALES",
     "STAFFS_PER_OFFICE",
+    "TEST_PASSWORD",
     "bulk_create_offices",
     "bulk_create_staffs",
     "bulk_create_support_plan_cycles",

@@ -26,12 +26,14 @@ from keikaku_snapshots.datasets.bulk import (
     bulk_create_support_plans_and_cycles,
     bulk_create_welfare_recipients,
 )
-from keikaku_snapshots.errors import ForeignKeyError, ParameterTypeError, UniqueError
+from keikaku_snapshots.errors import ConnectError, ForeignKeyError, ParameterTypeError, UniqueError
+from keikaku_snapshots.postgres.connect import RetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from keikaku_snapshots.postgres.url import DatabaseURL
+    from keikaku_snapshots.progress import Progress
 
 DAY = date(2026, 4, 1)
 REQUIRED_OF_STAFF = (
@@ -484,6 +486,70 @@ def test_own_statements_run_as_before_after_a_call(url: DatabaseURL) -> None:
 
         assert scalar(connection, "SHOW TimeZone") == "Asia/Tokyo"
         assert scalar(connection, "SHOW statement_timeout") == "77s"
+
+
+class Breaker:
+    """A progress callback that ends all other sessions of the database when a table is through."""
+
+    def __init__(self, url: DatabaseURL, table: str, times: int) -> None:
+        self._url, self._step, self.left = url, f"copy {table}", times
+
+    def __call__(self, progress: Progress) -> None:
+        """End them, as often as it was asked to."""
+        if progress.step == self._step and progress.finished and self.left:
+            self.left -= 1
+            with psycopg.connect(self._url.text, autocommit=True) as connection:
+                connection.execute(
+                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+
+
+QUICKLY = RetryPolicy(attempts=3, wait_min_s=0.01, wait_max_s=0.02)
+
+
+def test_a_lost_connection_is_tried_again_on_a_url(url: DatabaseURL) -> None:
+    """A10: the whole call is rolled back and done again on a new connection, not a row twice."""
+    offices = bulk_create_offices(url.text, 2)
+
+    made = bulk_create_staffs(url.text, offices, 3, retry=QUICKLY, progress=Breaker(url, "staffs", 2))
+
+    assert counts(url) == NOTHING | {"offices": 2, "staffs": 7, "office_staffs": 6}
+    assert sum(map(len, made.values())) == 6
+
+
+def test_a_connection_that_is_lost_every_time_is_an_error(url: DatabaseURL) -> None:
+    """A10: after three tries the call fails, and nothing is written."""
+    offices = bulk_create_offices(url.text, 2)
+    breaker = Breaker(url, "staffs", 9)
+
+    with pytest.raises(ConnectError):
+        bulk_create_staffs(url.text, offices, 3, retry=QUICKLY, progress=breaker)
+
+    assert breaker.left == 9 - 3
+    assert counts(url) == NOTHING | {"offices": 2, "staffs": 1}
+
+
+def test_a_callers_transaction_is_never_tried_again(url: DatabaseURL) -> None:
+    """A10: what else was in the caller's transaction is lost, so only the caller can repeat it."""
+    offices = bulk_create_offices(url.text, 2)
+    breaker = Breaker(url, "staffs", 9)
+
+    with psycopg.connect(url.text) as connection:
+        with pytest.raises(ConnectError):
+            bulk_create_staffs(connection, offices, 3, retry=QUICKLY, progress=breaker)
+        assert connection.closed
+
+    assert breaker.left == 9 - 1
+    assert counts(url) == NOTHING | {"offices": 2, "staffs": 1}
+
+
+def test_a_memory_limit_stops_the_work(url: DatabaseURL) -> None:
+    """A7: above the limit nothing is written."""
+    with pytest.raises(MemoryError, match="the limit is 1 MB"):
+        bulk_create_offices(url.text, 2, memory_limit_mb=1)
+
+    assert counts(url) == NOTHING
 
 
 NOWHERE = "postgresql://nobody@127.0.0.1:1/nowhere"
