@@ -23,6 +23,7 @@ from keikaku_snapshots import errors
 from keikaku_snapshots.cli import COMMANDS, keikaku
 from keikaku_snapshots.cli.session import Command
 from keikaku_snapshots.config import DATABASE_VARIABLES, DEFAULT_FILES, schema
+from tests.fault_cases import CASES, tests_by_case
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +60,29 @@ def pages() -> dict[str, str]:
         "errors.md": HEAD + errors_page(),
         "command-line.md": HEAD + command_line_page(),
         "configuration.md": HEAD + configuration_page(),
+        "faults.md": HEAD + faults_page(),
     }
+
+
+def faults_page() -> str:
+    """Return the catalogue of faults with the files that test them."""
+    tests = tests_by_case(ROOT / "tests")
+    lines = [
+        "# Faults",
+        "",
+        "What goes wrong with pg_dump, psql and live databases, each case reproduced with the raw tools of",
+        "PostgreSQL 15, 16 and 18, and what must happen here. Code and tests name a case by its number",
+        '("FAULTS 5").',
+        "",
+        "| case | what goes wrong | what must happen | tested in |",
+        "|---|---|---|---|",
+    ]
+    for number, text in CASES.items():
+        wrong, _, must = (part.strip().replace("|", "\\|") for part in text.partition("->"))
+        files = sorted({test.partition("::")[0] for test in tests[number]})
+        where = ", ".join(f"`{file}`" for file in files) or "with the part it belongs to"
+        lines.append(f"| {number} | {wrong} | {must} | {where} |")
+    return "\n".join(lines) + "\n"
 
 
 def errors_page() -> str:
