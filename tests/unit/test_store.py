@@ -112,6 +112,21 @@ class TestPublish:
         assert store.list() == []
         assert stage.path.read_text() == "evil", "it is not ours, so it is not removed"
 
+    def test_a_snapshot_can_be_read_although_its_writer_lingers(self, store: SnapshotStore) -> None:
+        """FAULTS 57: the writer's lock on the file ends with publication, whoever still has it open."""
+        with store.stage("app", "sql") as stage:
+            manifest = Manifest(
+                name="app", version="v1", created_at=NOW, data_file="x", size_bytes=0,
+                sha256=hashlib.sha256(b"").hexdigest(), format="plain",
+            )  # fmt: skip
+            child = subprocess.Popen(["sleep", "60"], pass_fds=(stage.fileno(),))
+            try:
+                with store.reading(store.publish(stage, manifest)) as opened:
+                    opened.check()
+            finally:
+                child.kill()
+                child.wait()
+
     def test_an_existing_version_is_refused_unless_overwrite(self, store: SnapshotStore) -> None:
         """B9: a ValueError, before and at publication; the old one stays."""
         write(store, "one", "20260101_000000")
@@ -138,6 +153,27 @@ class TestPublish:
 
         assert versions(store) == ["one"]
         assert not list(store.directory.glob(".app*.tmp"))
+
+    def test_the_new_data_stays_when_the_old_manifest_cannot_be_put_back(self, tmp_path: Path) -> None:
+        """B9: the disk fails right after the commit and stays so: the manifest's data is never removed."""
+
+        class FailsAfterCommit(FileSystem):
+            failing = False
+
+            def before(self, operation: str, path: Path) -> None:
+                self.failing = self.failing or operation == "fsync_directory"
+                if self.failing and operation in {"fsync_directory", "create", "replace"}:
+                    raise OSError(errno.EIO, "Input/output error", str(path))
+
+        write(SnapshotStore(tmp_path / "s"), "one", "v1")
+        with pytest.raises(CreateFailedError):
+            write(SnapshotStore(tmp_path / "s", files=FailsAfterCommit()), "two again", "v1", overwrite=True)
+        store = SnapshotStore(tmp_path / "s")
+
+        assert versions(store) == ["two again"]
+        store.sweep()
+        assert versions(store) == ["two again"]
+        assert [path.name for path in store.directory.glob("app_v1.*")].count("app_v1.sql") == 1
 
     def test_overwriting_in_another_format_leaves_one_version(self, store: SnapshotStore) -> None:
         """The same version as .sql and as .dump would be two answers to one question."""
@@ -296,6 +332,25 @@ class TestList:
         assert store.find("app") == good
         assert store.find("app", "v5").problem, "an exact version is found, with its problem"
 
+    def test_a_version_replaced_while_it_is_looked_at_is_not_damaged(
+        self, store: SnapshotStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """FAULTS 10: the old manifest beside the new data is no damage, only a moment."""
+        write(store, "one", "v1")
+        read_manifest, turns = store._disk.read_manifest, iter([True])
+
+        def read_then_replace(file_name: str) -> Manifest:
+            manifest = read_manifest(file_name)
+            if next(turns, False):
+                write(SnapshotStore(store.directory), "longer", "v1", overwrite=True)
+            return manifest
+
+        monkeypatch.setattr(store._disk, "read_manifest", read_then_replace)
+        found = store.find("app", "v1")
+
+        assert found.is_valid
+        assert found.path.read_text() == "longer"
+
     def test_links_and_foreign_files_are_left_out(self, store: SnapshotStore) -> None:
         """B3: the latest link, temporary files and other files are no snapshots."""
         made = write(store, "one")
@@ -422,6 +477,19 @@ class TestLatest:
         with pytest.raises(RefusedError):
             write(store, "two")
         assert (store.directory / "app_latest.sql").read_text() == "edited by hand"
+
+    def test_a_sweep_leaves_a_foreign_file_at_its_place(
+        self, store: SnapshotStore, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """FAULTS 64: bringing links up to date never replaces what is not ours; it is said."""
+        write(store, "one")
+        (store.directory / "app_latest.sql").unlink()
+        (store.directory / "app_latest.sql").write_text("mine")
+        with caplog.at_level(logging.WARNING):
+            store.sweep()
+
+        assert (store.directory / "app_latest.sql").read_text() == "mine"
+        assert "was not updated" in caplog.text
 
     def test_a_link_that_was_left_behind_is_computed_again(self, store: SnapshotStore) -> None:
         """FAULTS 65: the link is a cache; restore never looks at it."""
