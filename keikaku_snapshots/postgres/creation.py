@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import select
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg import sql
+from psycopg.pq import ExecStatus
 
 from keikaku_snapshots.errors import RefusedError, UsageError
 from keikaku_snapshots.postgres.connect import translate, translated
@@ -16,6 +18,8 @@ from keikaku_snapshots.postgres.settings import database_settings
 from keikaku_snapshots.postgres.url import check_database_name
 
 if TYPE_CHECKING:
+    from psycopg.pq.abc import PGconn
+
     from keikaku_snapshots.postgres.connect import Connection
     from keikaku_snapshots.postgres.url import DatabaseURL
 
@@ -180,12 +184,48 @@ def clone(
 def _create(connection: Connection, statement: sql.Composed, name: str, identity: Identity) -> None:
     check_database_name(name)
     comment = _comment_statement(name, identity.to_comment())
-    with translated(doing=f"creating database {name}"), connection.pipeline() as pipeline:
-        # Both are on their way before the first is answered: a client killed in
-        # between leaves no database without the mark by which we find it again.
-        connection.execute(statement)
-        pipeline.sync()
-        connection.execute(comment)
+    with translated(doing=f"creating database {name}"):
+        _execute_together(connection, [statement, comment])
+
+
+def _execute_together(connection: Connection, statements: list[sql.Composed]) -> None:
+    """Send statements in one piece, each committed by itself.
+
+    The server has read the second before it begins the first, so a client
+    killed in between leaves no database without the mark by which we find it
+    again. psycopg's own pipeline sends them in two pieces, and the server
+    throws the second away when it cannot deliver the answer to the first.
+    """
+    pgconn = connection.pgconn
+    pgconn.enter_pipeline_mode()
+    try:
+        for statement in statements:
+            pgconn.send_query_params(statement.as_bytes(connection), None)
+        pgconn.pipeline_sync()
+        error = _answers(pgconn)
+        pgconn.exit_pipeline_mode()
+    except BaseException:
+        connection.close()  # also after Ctrl-C: the session is of no use in the middle of an answer
+        raise
+    if error is not None:
+        raise error
+
+
+def _answers(pgconn: PGconn) -> psycopg.Error | None:
+    """Read until the end of the pipeline; give the first error."""
+    first: psycopg.Error | None = None
+    while True:
+        pgconn.flush()
+        while pgconn.is_busy():
+            select.select([pgconn.socket], [], [])
+            pgconn.consume_input()
+        result = pgconn.get_result()
+        if result is None:
+            continue
+        if result.status == ExecStatus.PIPELINE_SYNC:
+            return first
+        if result.status == ExecStatus.FATAL_ERROR and first is None:
+            first = psycopg.errors.error_from_result(result)
 
 
 def _comment_statement(name: str, comment: str | None) -> sql.Composed:

@@ -101,8 +101,9 @@ def report_of(error: BaseException) -> ServerReport:
         diagnostic = getattr(candidate, "diag", None)
         if diagnostic is not None and getattr(diagnostic, "sqlstate", None):
             return _read(diagnostic, "message_primary", "message_detail", "message_hint")
-        if isinstance(getattr(candidate, "sqlstate", None), str) and hasattr(candidate, "detail"):
-            return _read(candidate, "message", "detail", "hint")  # asyncpg
+        # asyncpg's own; SQLAlchemy's copy of it has a detail but no names.
+        if isinstance(getattr(candidate, "sqlstate", None), str) and hasattr(candidate, "constraint_name"):
+            return _read(candidate, "message", "detail", "hint")
     for candidate in _chain(error):
         state = getattr(candidate, "sqlstate", None)
         if isinstance(state, str):

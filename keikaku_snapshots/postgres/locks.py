@@ -89,11 +89,8 @@ class TargetLock:
     target: str
     #: Key of the advisory lock.
     key: int
-
-    @property
-    def backend_pid(self) -> int:
-        """Server process of the holding session."""
-        return self.connection.info.backend_pid
+    #: Server process of the holding session.
+    backend_pid: int
 
     def check(self) -> None:
         """Make sure that the lock is still held, before something that needs it.
@@ -198,7 +195,7 @@ def target_lock(
             # A pooler or an administrator may have set a limit for idle sessions; the lock would go with it.
             connection.execute("SET idle_session_timeout = 0")
             _acquire(connection, url, wait_s)
-        yield TargetLock(connection, url.database, lock_key(url.database))
+        yield TargetLock(connection, url.database, lock_key(url.database), connection.info.backend_pid)
     finally:
         connection.close()
 

@@ -187,7 +187,7 @@ class _Swap:
             terminate(session_b, self.replacement, wait_s=wait_s)
             while True:
                 attempts += 1
-                error, told = self._attempt(session_a, session_b)
+                error, told = self._attempt(session_a, session_b, wait_s - (time.monotonic() - began))
                 terminated += told
                 seconds = time.monotonic() - began
                 if error is None or self._is_done(error, oid):
@@ -197,9 +197,11 @@ class _Swap:
                     raise self._failure(error, session_b) from error
                 _log.info("swap of %s: try %d found sessions in the way", self.target, attempts)
 
-    def _attempt(self, session_a: Connection, session_b: Connection) -> tuple[psycopg.Error | None, int]:
+    def _attempt(
+        self, session_a: Connection, session_b: Connection, wait_s: float
+    ) -> tuple[psycopg.Error | None, int]:
         if not self.disconnect:
-            return self._rename(session_a), 0
+            return self._rename(session_a, wait_s), 0
         # Most are gone before the rename looks; it looks again only every 100 ms.
         counts = [terminate_once(session_b, [self.target])]
         if counts[0]:
@@ -208,7 +210,7 @@ class _Swap:
         sweeper = threading.Thread(target=self._keep_ending, args=(session_b, stop, counts), daemon=True)
         sweeper.start()
         try:
-            error = self._rename(session_a)
+            error = self._rename(session_a, wait_s)
         finally:
             stop.set()
             sweeper.join()
@@ -222,11 +224,11 @@ class _Swap:
                 return  # the rename will say who is in the way
             stop.wait(POLL_S)
 
-    def _rename(self, session_a: Connection) -> psycopg.Error | None:
+    def _rename(self, session_a: Connection, wait_s: float) -> psycopg.Error | None:
         try:
             with session_a.transaction():
-                if not self.disconnect:
-                    session_a.execute(f"SET LOCAL statement_timeout = {QUIET_TIMEOUT_MS}")
+                limit_ms = max(1, round(wait_s * 1000)) if self.disconnect else QUIET_TIMEOUT_MS
+                session_a.execute(f"SET LOCAL statement_timeout = {limit_ms}")
                 settings = database_settings(session_a, self.target)
                 session_a.execute(_rename_statement(self.target, self.old_name))
                 session_a.execute(_rename_statement(self.replacement, self.target))

@@ -14,7 +14,7 @@ from keikaku_snapshots.postgres.url import DatabaseURL
 URL = DatabaseURL.parse("postgresql://app:s3cretpass@db.example:5433/shop")
 
 
-class AsyncpgLike(Exception):
+class AsyncpgLikeError(Exception):
     """What asyncpg raises: the fields of the message are attributes."""
 
     def __init__(self, sqlstate: str, message: str = "refused", **fields: str) -> None:
@@ -30,7 +30,7 @@ class AsyncpgLike(Exception):
         self.constraint_name = fields.get("constraint")
 
 
-class SqlalchemyLike(Exception):
+class SqlalchemyLikeError(Exception):
     """SQLAlchemy's wrapper: the driver's error is in `orig`."""
 
     def __init__(self, orig: BaseException) -> None:
@@ -65,27 +65,27 @@ class SqlalchemyLike(Exception):
 )
 def test_each_sqlstate_has_its_error(state: str, kind: type[errors.KeikakuError]) -> None:
     """The class follows from the SQLSTATE alone."""
-    assert type(translate(AsyncpgLike(state), url=URL)) is kind
+    assert type(translate(AsyncpgLikeError(state), url=URL)) is kind
 
 
 def test_an_error_of_ours_is_returned_as_it_is() -> None:
     """Translating twice changes nothing."""
-    first = translate(AsyncpgLike("23505"))
+    first = translate(AsyncpgLikeError("23505"))
 
     assert translate(first) is first
 
 
 def test_a_wrapped_error_is_read_through_its_wrapper() -> None:
     """SQLAlchemy's exceptions carry the driver's in `orig`."""
-    assert report_of(SqlalchemyLike(AsyncpgLike("23505", constraint="staffs_email_key"))).constraint == (
-        "staffs_email_key"
-    )
+    assert report_of(
+        SqlalchemyLikeError(AsyncpgLikeError("23505", constraint="staffs_email_key"))
+    ).constraint == ("staffs_email_key")
 
 
 def test_a_foreign_key_error_names_everything_but_the_key() -> None:
     """FAULTS 33: key values are personal data; they are in details only."""
     error = translate(
-        AsyncpgLike(
+        AsyncpgLikeError(
             "23503",
             schema="public",
             table="offices",
@@ -116,7 +116,9 @@ def test_a_foreign_key_error_names_everything_but_the_key() -> None:
 
 def test_a_japanese_server_is_understood() -> None:
     """The server's language is the administrator's choice; keys are found by their shape."""
-    error = translate(AsyncpgLike("23503", table="b", detail='テーブル"a"にキー(a_id)=(7)が存在しません'))
+    error = translate(
+        AsyncpgLikeError("23503", table="b", detail='テーブル"a"にキー(a_id)=(7)が存在しません')
+    )
 
     assert error.details["key"] == "7"
     assert error.details["references"] == "a"
@@ -125,7 +127,7 @@ def test_a_japanese_server_is_understood() -> None:
 def test_a_parent_that_is_still_referenced_is_told_apart() -> None:
     """Both directions are 23503, and the remedy is the opposite."""
     error = translate(
-        AsyncpgLike("23503", table="b", detail='Key (id)=(7) is still referenced from table "b".')
+        AsyncpgLikeError("23503", table="b", detail='Key (id)=(7) is still referenced from table "b".')
     )
 
     assert "still refer" in error.what
@@ -134,7 +136,9 @@ def test_a_parent_that_is_still_referenced_is_told_apart() -> None:
 
 def test_a_missing_row_of_the_same_table_is_no_remaining_reference() -> None:
     """A table that refers to itself is named in both directions."""
-    error = translate(AsyncpgLike("23503", table="b", detail='Key (up)=(7) is not present in table "b".'))
+    error = translate(
+        AsyncpgLikeError("23503", table="b", detail='Key (up)=(7) is not present in table "b".')
+    )
 
     assert "does not exist" in error.what
 
@@ -142,7 +146,9 @@ def test_a_missing_row_of_the_same_table_is_no_remaining_reference() -> None:
 def test_a_failing_row_stays_out_of_the_text() -> None:
     """FAULTS 33: not-null errors carry the whole row."""
     error = translate(
-        AsyncpgLike("23502", table="staffs", column="email", detail="Failing row contains (1, 山田, null).")
+        AsyncpgLikeError(
+            "23502", table="staffs", column="email", detail="Failing row contains (1, 山田, null)."
+        )
     )
 
     assert "山田" not in str(error)
@@ -153,7 +159,7 @@ def test_a_failing_row_stays_out_of_the_text() -> None:
 def test_a_refused_value_stays_out_of_the_text() -> None:
     """The primary message of a bad value repeats the value."""
     error = translate(
-        AsyncpgLike(
+        AsyncpgLikeError(
             "22P02",
             'invalid input syntax for type integer: "yamada"',
             context='COPY staffs, line 12, column age: "yamada"',
@@ -209,10 +215,10 @@ def test_a_full_disk_of_ours_is_a_disk_error() -> None:
         psycopg.OperationalError("consuming input failed: server closed the connection unexpectedly"),
         psycopg.errors.ConnectionTimeout("connection timeout expired"),
         psycopg.OperationalError("FATAL:  the database system is starting up"),
-        AsyncpgLike("08003"),
-        AsyncpgLike("57P01"),
-        SqlalchemyLike(AsyncpgLike("57P03")),
-        translate(AsyncpgLike("08006")),
+        AsyncpgLikeError("08003"),
+        AsyncpgLikeError("57P01"),
+        SqlalchemyLikeError(AsyncpgLikeError("57P03")),
+        translate(AsyncpgLikeError("08006")),
         type("PoolTimeout", (psycopg.OperationalError,), {})("couldn't get a connection after 30.00 sec"),
         type("TimeoutError", (Exception,), {"__module__": "sqlalchemy.exc"})("QueuePool limit reached"),
     ],
@@ -225,19 +231,19 @@ def test_a_lost_connection_is_transient(error: Exception) -> None:
 @pytest.mark.parametrize("state", ["40001", "40P01", "53300", "55P03"])
 def test_contention_is_transient_for_single_calls_only(state: str) -> None:
     """FAULTS 3.9: a unit of several calls has no business to repeat them."""
-    assert not is_transient(AsyncpgLike(state))
-    assert is_transient(AsyncpgLike(state), single_call=True)
-    assert is_transient(translate(AsyncpgLike(state)), single_call=True)
+    assert not is_transient(AsyncpgLikeError(state))
+    assert is_transient(AsyncpgLikeError(state), single_call=True)
+    assert is_transient(translate(AsyncpgLikeError(state)), single_call=True)
 
 
 @pytest.mark.parametrize(
     "error",
     [
-        AsyncpgLike("28P01"),
-        AsyncpgLike("42501"),
-        AsyncpgLike("53100"),
-        AsyncpgLike("23505"),
-        AsyncpgLike("57014"),
+        AsyncpgLikeError("28P01"),
+        AsyncpgLikeError("42501"),
+        AsyncpgLikeError("53100"),
+        AsyncpgLikeError("23505"),
+        AsyncpgLikeError("57014"),
         psycopg.OperationalError("connection failed: FATAL:  password authentication failed"),
         OSError(errno.ENOSPC, "No space left on device"),
         TypeError("connection refused"),
