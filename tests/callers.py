@@ -68,7 +68,9 @@ async def caller(kind: str, url: DatabaseURL) -> AsyncIterator[Caller]:
     if kind == "url":
         yield Caller(url)
     elif kind.startswith("psycopg-async"):
-        async with await psycopg.AsyncConnection.connect(url.text, autocommit="autocommit" in kind) as connection:
+        async with await psycopg.AsyncConnection.connect(
+            url.text, autocommit="autocommit" in kind
+        ) as connection:
             yield Caller(connection)
     elif kind.startswith("psycopg"):
         # The outer block of psycopg-block is the caller's transaction on an autocommit connection.

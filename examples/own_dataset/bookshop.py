@@ -97,7 +97,10 @@ def customer_rows(shard: Shard) -> Iterable[Row]:
         [f"customer-{number:06d}@example.com" for number in range(first, first + shard.units)],
         random.choices(("basic", "gold", "platinum"), weights=(8, 3, 1), k=shard.units),
         # dict and list are converted by the type of their column; text is the fast way.
-        ({"newsletter": chance < 0.5, "language": "ja"} for chance in (random.random() for _ in range(shard.units))),
+        (
+            {"newsletter": chance < 0.5, "language": "ja"}
+            for chance in (random.random() for _ in range(shard.units))
+        ),
         (random.choices(TITLES, k=2) for _ in range(shard.units)),
         repeat("t"),
     )

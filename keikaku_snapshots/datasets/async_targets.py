@@ -14,6 +14,7 @@ from keikaku_snapshots.errors import ConnectError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
     import asyncpg
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
@@ -53,7 +54,7 @@ class _AsyncTarget:
             await self.execute("ROLLBACK" if self._owned else f"ROLLBACK TO SAVEPOINT {SAVEPOINT}")
             if not self._owned:
                 await self.execute(f"RELEASE SAVEPOINT {SAVEPOINT}")
-        except Exception:  # noqa: BLE001 - the error that led here is the one to tell
+        except Exception:
             return False
         return True
 

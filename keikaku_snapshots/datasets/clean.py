@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from keikaku_snapshots.datasets.schema import Found, ForeignKey, foreign_keys
+from keikaku_snapshots.datasets.schema import ForeignKey, Found, foreign_keys
 from keikaku_snapshots.datasets.steps import Execute, Steps, quote_name
 from keikaku_snapshots.errors import RefusedError, TestDataReferencedError
 
@@ -34,7 +34,7 @@ def delete_test_rows(found: Sequence[Found], marker: str) -> Steps[int]:
     marked = [table for table in found if table.has_marker]
     present = []
     for table in marked:
-        rows = yield Execute(f"SELECT EXISTS (SELECT FROM {table.sql} WHERE {quote_name(marker)})")  # noqa: S608
+        rows = yield Execute(f"SELECT EXISTS (SELECT FROM {table.sql} WHERE {quote_name(marker)})")
         if rows[0][0]:
             present.append(table)
     if not present:
@@ -42,7 +42,7 @@ def delete_test_rows(found: Sequence[Found], marker: str) -> Steps[int]:
     yield from _check_references(present, found, marker)
     deleted = 0
     for table in reversed(present):
-        statement = f"WITH gone AS (DELETE FROM {table.sql} WHERE {quote_name(marker)} RETURNING 1) "  # noqa: S608
+        statement = f"WITH gone AS (DELETE FROM {table.sql} WHERE {quote_name(marker)} RETURNING 1) "
         rows = yield Execute(statement + "SELECT count(*) FROM gone")
         deleted += rows[0][0]
     return deleted
@@ -52,7 +52,7 @@ def _check_unmarked(found: Sequence[Found], marker: str) -> Steps[None]:
     for table in found:
         if table.has_marker:
             continue
-        rows = yield Execute(f"SELECT count(*) FROM {table.sql}")  # noqa: S608 - quoted
+        rows = yield Execute(f"SELECT count(*) FROM {table.sql}")
         if rows[0][0]:
             what = f"Table {table.name!r} has rows but no column {marker!r}, so test rows cannot be told from others"
             raise RefusedError(
@@ -91,4 +91,4 @@ def _count_query(key: ForeignKey, marker: str, *, child_is_marked: bool) -> str:
     pairs = zip(key.columns, key.parent_columns, strict=True)
     same = " AND ".join(f"c.{quote_name(child)} = p.{quote_name(parent)}" for child, parent in pairs)
     stays = f" AND c.{quote_name(marker)} IS NOT TRUE" if child_is_marked else ""
-    return f"SELECT count(*) FROM {key.child} c JOIN {key.parent} p ON {same} WHERE p.{quote_name(marker)}{stays}"  # noqa: S608
+    return f"SELECT count(*) FROM {key.child} c JOIN {key.parent} p ON {same} WHERE p.{quote_name(marker)}{stays}"

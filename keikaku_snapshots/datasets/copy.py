@@ -14,7 +14,7 @@ import warnings
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from keikaku_snapshots.datasets.dataset import Row, check_count
 from keikaku_snapshots.datasets.encoding import Kind, encode_rows

@@ -46,6 +46,7 @@ from keikaku_snapshots.errors import ParameterTypeError, UnknownDatasetError, Un
 
 if TYPE_CHECKING:
     from datetime import date
+
     import sqlalchemy
 
 #: A value of a row. Text in PostgreSQL's own input form is the fast way ("t", "2026-01-31", '{"a": 1}');
@@ -114,7 +115,7 @@ class Shard:
         Args:
             name: The table, or ``table.column`` to draw a column independently of the others.
         """
-        return Random(f"{self.seed}/{name}/{self.index}")  # noqa: S311 - test data, must be repeatable
+        return Random(f"{self.seed}/{name}/{self.index}")
 
     def uuids(self, name: str, count: int) -> list[str]:
         """Ids (UUID version 4 in text form) of a table's rows in this shard; the same at every call.

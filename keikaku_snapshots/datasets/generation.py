@@ -28,9 +28,7 @@ from keikaku_snapshots.datasets.targets import run
 from keikaku_snapshots.errors import ParameterTypeError
 
 if TYPE_CHECKING:
-    from keikaku_snapshots.progress import ProgressCallback
-    from collections.abc import Awaitable, Callable
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from concurrent.futures import Executor
 
     import asyncpg
@@ -42,6 +40,7 @@ if TYPE_CHECKING:
     from keikaku_snapshots.datasets.steps import Steps
     from keikaku_snapshots.postgres.connect import RetryPolicy
     from keikaku_snapshots.postgres.url import DatabaseURL
+    from keikaku_snapshots.progress import ProgressCallback
 
 _log = logging.getLogger("keikaku_snapshots.datasets")
 

@@ -13,12 +13,12 @@ from keikaku_snapshots.errors import SchemaDriftError
 from keikaku_snapshots.postgres.ordering import order_by_references
 
 if TYPE_CHECKING:
-    from keikaku_snapshots.datasets.encoding import Kind
     from collections.abc import Iterable, Sequence
 
     import sqlalchemy
 
     from keikaku_snapshots.datasets.dataset import Dataset, Table
+    from keikaku_snapshots.datasets.encoding import Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,7 +322,7 @@ def taken_numbers(found: Sequence[Found]) -> Steps[dict[str, int]]:
     taken: dict[str, int] = {}
     for table in found:
         for column in table.sequences:
-            rows = yield Execute(f"SELECT max({quote_name(column)})::int8 FROM {table.sql}")  # noqa: S608 - quoted
+            rows = yield Execute(f"SELECT max({quote_name(column)})::int8 FROM {table.sql}")
             taken[table.table.name] = max(0, rows[0][0] or 0)
     return taken
 
@@ -334,5 +334,5 @@ def reset_sequences(found: Sequence[Found]) -> Steps[None]:
     """
     for table in found:
         for column, sequence in table.sequences.items():
-            highest = f"SELECT coalesce(max({quote_name(column)}), 0)::int8 + 1 FROM {table.sql}"  # noqa: S608 - quoted
+            highest = f"SELECT coalesce(max({quote_name(column)}), 0)::int8 + 1 FROM {table.sql}"
             yield Execute(f"SELECT pg_catalog.setval($1::text::regclass, ({highest}), false)", (sequence,))

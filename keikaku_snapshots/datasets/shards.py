@@ -9,16 +9,19 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
+from pickle import PicklingError
 from typing import TYPE_CHECKING
 
 from keikaku_snapshots.datasets.copy import Block, encode_batches
+from keikaku_snapshots.errors import UsageError
 
 if TYPE_CHECKING:
-    from keikaku_snapshots.datasets.dataset import Row, Shard
     from collections.abc import Callable, Iterable, Iterator
     from concurrent.futures import Executor, Future
 
+    from keikaku_snapshots.datasets.dataset import Row, Shard
     from keikaku_snapshots.datasets.schema import Found
 
 
@@ -137,6 +140,14 @@ class TableSource:
                 future.cancel()
 
     def _taken(self, future: Future[Encoded]) -> Block:
-        encoded = future.result()
+        try:
+            encoded = future.result()
+        except (BrokenExecutor, PicklingError) as error:
+            what = f"The executor's workers cannot make the rows of table {self._found.table.name!r}"
+            hint = (
+                "Row functions must be functions of a module that the workers can import: no lambda, no function "
+                "inside another, and the module on their sys.path."
+            )
+            raise UsageError(what, found=f"{type(error).__name__}: {error}", hint=hint) from error
         self._digests.update(encoded.digest)
         return Block(encoded.text, encoded.rows)

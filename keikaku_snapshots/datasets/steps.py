@@ -119,7 +119,7 @@ def drive_sync(steps: Steps[ResultT], target: SyncTarget) -> ResultT:
         while True:
             try:
                 answer = target.perform(step)
-            except BaseException as error:  # noqa: BLE001 - the unit decides, and raises it again
+            except BaseException as error:
                 step = steps.throw(error)
             else:
                 step = steps.send(answer)
@@ -137,7 +137,7 @@ async def drive_async(steps: Steps[ResultT], target: AsyncTarget) -> ResultT:
         while True:
             try:
                 answer = await target.perform(step)
-            except BaseException as error:  # noqa: BLE001 - cancellation must reach the unit, which rolls back
+            except BaseException as error:
                 step = steps.throw(error)
             else:
                 step = steps.send(answer)

@@ -35,6 +35,7 @@ from keikaku_snapshots.postgres.url import DatabaseURL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
     import sqlalchemy
     from sqlalchemy.orm import Session
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from keikaku_snapshots.errors import ConnectError, OperationTimeoutError
 
 if TYPE_CHECKING:
-    from keikaku_snapshots.datasets.steps import Copy
-    from types import TracebackType
     from collections.abc import Awaitable, Callable
+    from types import TracebackType
+
+    from keikaku_snapshots.datasets.steps import Copy
 
 # The limit is kept to a tenth, and looked after at least once a second.
 _LOOKS_PER_LIMIT = 10
@@ -110,6 +111,8 @@ class AsyncStallWatch(_Watch):
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         if self._fired and error is not None:
+            if isinstance(error, asyncio.CancelledError) and (own := asyncio.current_task()) is not None:
+                own.uncancel()  # the cancellation was ours, not that of whoever awaits the task
             if self._is_lost():
                 what = f"The connection was lost while rows were copied into {self._table!r}"
                 raise ConnectError(what, transient=True, contention=True) from error

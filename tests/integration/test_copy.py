@@ -49,7 +49,9 @@ def connection(database: DatabaseURL) -> Iterator[Connection]:
         yield connection
 
 
-def copy(db: Any, table: str, columns: tuple[str, ...], rows: Iterable[tuple[Any, ...]], **options: Any) -> int:
+def copy(
+    db: Any, table: str, columns: tuple[str, ...], rows: Iterable[tuple[Any, ...]], **options: Any
+) -> int:
     """Copy rows as the library does."""
     kept = list(rows)
 
@@ -70,7 +72,9 @@ AWKWARD = [
 def test_awkward_values_arrive_as_they_are(each_server: Server, make_database: Any) -> None:
     """FAULTS 19: every character arrives, among them a line `\\.`, as with psycopg's own write_row."""
     with connect(make_database(each_server)) as connection:
-        connection.execute("CREATE TABLE ours (n int, a text, b text); CREATE TABLE theirs (n int, a text, b text)")
+        connection.execute(
+            "CREATE TABLE ours (n int, a text, b text); CREATE TABLE theirs (n int, a text, b text)"
+        )
         rows = [(str(n), text, None if n % 3 else text * 2) for n, text in enumerate(AWKWARD)]
 
         assert copy(connection, "ours", ("n", "a", "b"), rows, batch_size=4) == len(rows)
@@ -100,16 +104,17 @@ def test_a_connection_of_another_encoding_stores_the_same_text(connection: Conne
     copy(connection, "parents", ("id", "name"), [("5", "é"), ("6", "雪")])
     connection.execute("SET client_encoding = 'UTF8'")
 
-    assert connection.execute("SELECT name FROM parents WHERE id > 1 ORDER BY id").fetchall() == [("é",), ("雪",)]
+    assert connection.execute("SELECT name FROM parents WHERE id > 1 ORDER BY id").fetchall() == [
+        ("é",),
+        ("雪",),
+    ]
 
 
 def test_a_database_that_cannot_hold_the_text_says_so(server: Server) -> None:
     """FAULTS 73: Japanese text into a LATIN1 database is an error, not a question mark."""
     with server.admin() as admin:
         admin.execute("DROP DATABASE IF EXISTS keikaku_latin1_copy")
-        admin.execute(
-            "CREATE DATABASE keikaku_latin1_copy TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'"
-        )
+        admin.execute("CREATE DATABASE keikaku_latin1_copy TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'")
         try:
             with connect(server.url.with_database("keikaku_latin1_copy")) as connection:
                 connection.execute("CREATE TABLE t (a text)")
@@ -127,7 +132,14 @@ def test_a_missing_parent_names_table_batch_constraint_and_column(connection: Co
         copy(connection, "children", ("id", "parent_id", "other_id", "code", "size"), rows, batch_size=3)
 
     text = str(raised.value)
-    for part in ("外部キー制約違反", "public.children", "children_parent", "Column: parent_id", "Batch: 3", "To fix"):
+    for part in (
+        "外部キー制約違反",
+        "public.children",
+        "children_parent",
+        "Column: parent_id",
+        "Batch: 3",
+        "To fix",
+    ):
         assert part in text
     assert "4242" not in text
     assert raised.value.details["key"] == "4242"
@@ -214,6 +226,7 @@ def test_a_trigger_that_drops_rows_is_found(connection: Connection) -> None:
 
 def test_a_copy_that_waits_for_a_lock_is_stopped(connection: Connection, database: DatabaseURL) -> None:
     """A10: a COPY without progress is cancelled after the limit; the connection goes on living."""
+
     def unit(attempt: Attempt) -> Steps[int]:
         return (yield from copy_rows("parents", ("id",), lambda: [("5",)], stall_timeout_s=0.3))
 
@@ -255,7 +268,9 @@ def test_progress_counts_the_rows_that_were_sent(
 
 def test_names_are_quoted(connection: Connection) -> None:
     """Tables and columns of any name, in any schema."""
-    connection.execute("""CREATE SCHEMA "My ""schema"; CREATE TABLE "My ""schema"."Ta ble" ("Col""umn" text)""")
+    connection.execute(
+        """CREATE SCHEMA "My ""schema"; CREATE TABLE "My ""schema"."Ta ble" ("Col""umn" text)"""
+    )
 
     copy(connection, "Ta ble", ('Col"umn',), [("x",)], schema='My "schema')
 

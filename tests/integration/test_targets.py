@@ -168,7 +168,9 @@ def test_rows_that_a_session_has_not_sent_yet_are_parents_too(tables: DatabaseUR
 
     @mapped.mapped
     class Thing:
-        __table__ = sqlalchemy.Table("things", mapped.metadata, sqlalchemy.Column("id", sqlalchemy.Integer, primary_key=True))
+        __table__ = sqlalchemy.Table(
+            "things", mapped.metadata, sqlalchemy.Column("id", sqlalchemy.Integer, primary_key=True)
+        )
 
     engine = sqlalchemy.create_engine(tables.for_sqlalchemy())
     with Session(engine) as session:
@@ -353,7 +355,9 @@ def test_a_statement_that_takes_too_long_is_stopped(tables: DatabaseURL) -> None
         run(tables, unit, timeouts=Timeouts(statement_s=0.1))
 
 
-@pytest.mark.parametrize("kind", ["psycopg-async", "psycopg-async-autocommit", "asyncpg", "async-session-asyncpg"])
+@pytest.mark.parametrize(
+    "kind", ["psycopg-async", "psycopg-async-autocommit", "asyncpg", "async-session-asyncpg"]
+)
 def test_a_copy_that_stands_still_is_stopped_on_the_event_loop(tables: DatabaseURL, kind: str) -> None:
     """A10: the watch works on the event loop too, and the caller's transaction goes on."""
 

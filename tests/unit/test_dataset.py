@@ -42,7 +42,11 @@ def test_the_shards_cover_every_unit_once() -> None:
 
     shards = list(dataset.shards(Scale("tiny", 10), seed=0, reference_date=DAY))
 
-    assert [(shard.index, shard.first_unit, shard.units) for shard in shards] == [(0, 0, 4), (1, 4, 4), (2, 8, 2)]
+    assert [(shard.index, shard.first_unit, shard.units) for shard in shards] == [
+        (0, 0, 4),
+        (1, 4, 4),
+        (2, 8, 2),
+    ]
 
 
 def test_draws_depend_on_seed_name_and_shard_and_on_nothing_else() -> None:
@@ -112,7 +116,7 @@ def test_scales_and_shards_can_be_pickled() -> None:
     """They travel to worker processes."""
     shard = _shard(taken={"t": 1})
 
-    assert pickle.loads(pickle.dumps(shard)) == shard  # noqa: S301 - our own bytes
+    assert pickle.loads(pickle.dumps(shard)) == shard
 
 
 @pytest.mark.parametrize("units", [0, -1])
