@@ -320,7 +320,12 @@ def _leftover_databases(url: DatabaseURL, *, fix: bool) -> Iterator[Finding]:
     from keikaku_snapshots.postgres.locks import connect_maintenance
 
     with connect_maintenance(url) as connection:
-        found = sweep(connection) if fix else [one.name for one in leftovers(connection)]
+        target = url.database
+        found = (
+            sweep(connection, target=target)
+            if fix
+            else [one.name for one in leftovers(connection, target=target)]
+        )
     names = ", ".join(found)
     if not found:
         yield Finding("Databases of ours", "ok", "none left by killed runs")

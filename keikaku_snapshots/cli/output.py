@@ -34,6 +34,10 @@ _SHORTEST_SECRET = 4
 _LONG_SECRET = 8
 
 
+class Declined(click.Abort):
+    """The person said no; nothing was changed."""
+
+
 class Output:
     """The one writer of a command."""
 
@@ -186,9 +190,14 @@ class Output:
         """Print text that has its own form, such as a traceback, to stderr."""
         click.echo(self.redact(text), err=True)
 
-    def confirm(self, question: str) -> bool:
-        """Ask on the terminal; the question goes to stderr."""
-        return click.confirm(self.redact(question), default=False, err=True)
+    def confirm(self, question: str) -> None:
+        """Ask on the terminal; the question goes to stderr.
+
+        Raises:
+            Declined: The answer was not yes.
+        """
+        if not click.confirm(self.redact(question), default=False, err=True):
+            raise Declined
 
     def _words(self, level: str, text: str) -> None:
         if self.log_format == "json":

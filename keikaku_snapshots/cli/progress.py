@@ -95,6 +95,21 @@ def sentence(progress: Progress, waited_s: float = 0.0) -> str:
     return f"{progress.step}: {', '.join(parts)}"
 
 
+def amount_and_rate(progress: Progress) -> str:
+    """Write how much is done and how fast.
+
+    Args:
+        progress: The value.
+
+    Returns:
+        Such as ``1,001 rows  20,020 rows/s``.
+    """
+    text = _amount(progress.done, progress.unit)
+    if progress.seconds <= 0 or progress.unit == "steps" or not progress.done:
+        return text
+    return f"{text}  {_amount(int(progress.done / progress.seconds), progress.unit)}/s"
+
+
 def _amount(count: int, unit: str) -> str:
     if unit == "bytes":
         from keikaku_snapshots.cli.output import size
@@ -121,6 +136,7 @@ def bars() -> Iterator[ProgressCallback]:
         TimeRemainingColumn,
     )
     from rich.progress import Progress as RichProgress
+    from rich.table import Column
     from rich.text import Text
 
     class Amount(ProgressColumn):
@@ -130,9 +146,9 @@ def bars() -> Iterator[ProgressCallback]:
     columns = [
         SpinnerColumn(finished_text="✓"),
         TextColumn("{task.description}"),
-        BarColumn(),
-        Amount(),
-        TimeRemainingColumn(),
+        BarColumn(bar_width=16),
+        Amount(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
     ]
     tasks: dict[str, TaskID] = {}
     with RichProgress(*columns, console=Console(stderr=True), transient=False) as display:
@@ -140,14 +156,13 @@ def bars() -> Iterator[ProgressCallback]:
         def show(progress: Progress) -> None:
             if progress.step not in tasks:
                 tasks[progress.step] = display.add_task(progress.step, total=progress.total)
-            total = progress.total
-            if progress.finished:
-                total = progress.done or 1
+            # A step that had nothing to do is finished all the same.
+            done = max(progress.done, 1) if progress.finished else progress.done
             display.update(
                 tasks[progress.step],
-                completed=progress.done or (1 if progress.finished else 0),
-                total=total,
-                amount=sentence(progress).removeprefix(progress.step + ": "),
+                completed=done,
+                total=done if progress.finished else progress.total,
+                amount=amount_and_rate(progress),
             )
 
         yield show

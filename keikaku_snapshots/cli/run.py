@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from keikaku_snapshots.cli.output import Output
+from keikaku_snapshots.cli.output import Declined, Output
 from keikaku_snapshots.errors import KeikakuError
 
 if TYPE_CHECKING:
@@ -103,6 +103,10 @@ def present(error: BaseException, output: Output) -> int:
     if isinstance(error, _Terminated):
         name = signal.Signals(error.number).name
         return _present(output, _SIGNAL_BASE + error.number, "Terminated", f"stopped by {name}")
+    if isinstance(error, Declined):
+        return _present(
+            output, _SIGNAL_BASE + signal.SIGINT, "Declined", "not confirmed, nothing was changed"
+        )
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return _present(output, _SIGNAL_BASE + signal.SIGINT, "Interrupted", "interrupted")
     if isinstance(error, click.UsageError):

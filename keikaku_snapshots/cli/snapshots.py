@@ -145,7 +145,8 @@ def restore(
         lock_timeout_s=lock_timeout,
         keep_old_minutes=keep_old_minutes,
     ) as manager:
-        snapshot = manager.get_snapshot(name, version)
+        _check_target(session, allow_protected=allow_protected)
+        snapshot = _find(manager, name, version, trust=options["trust"])
         if dry_run:
             _tell_restore(session, manager, snapshot)
             return
@@ -154,7 +155,8 @@ def restore(
         with session.output.progress() as show:
             restored = manager.restore_snapshot(
                 name,
-                version,
+                # What was shown is what is restored, even if a newer one appears meanwhile.
+                snapshot.version,
                 on_schema_mismatch=on_schema_mismatch or session.settings.on_schema_mismatch,
                 progress=show,
                 **options,
@@ -240,8 +242,32 @@ def _chosen(manager: SnapshotManager, name: str, version: str | None, keep: int 
 def _ask_delete(session: Session, doomed: list[Snapshot]) -> None:
     for snapshot in doomed:
         session.output.raw(f"  {snapshot.name} {snapshot.version} ({size(snapshot.size_bytes)})")
-    if not session.output.confirm(f"Delete {'these' if len(doomed) > 1 else 'this'}?"):
-        raise click.Abort
+    session.output.confirm(f"Delete {'these' if len(doomed) > 1 else 'this'}?")
+
+
+def _check_target(session: Session, *, allow_protected: bool) -> None:
+    """Refuse what restore would refuse, before a question is asked or a dry run promises something."""
+    from keikaku_snapshots.snapshots.guards import check_protected
+
+    check_protected(
+        session.url,
+        allow_protected=allow_protected,
+        protected_words=session.settings.protected_words,
+        allowed_databases=session.settings.allowed_databases,
+    )
+
+
+def _find(manager: SnapshotManager, name: str, version: str | None, *, trust: bool) -> Snapshot:
+    from keikaku_snapshots.errors import SnapshotNotFoundError
+
+    try:
+        return manager.get_snapshot(name, version)
+    except SnapshotNotFoundError:
+        # A file without manifest is never the newest valid one; --trust takes it all the same.
+        bare = [snapshot for snapshot in manager.list_snapshots(name) if trust and snapshot.manifest is None]
+        if not bare:
+            raise
+        return bare[0]
 
 
 def _replaced(session: Session) -> dict[str, int] | None:
@@ -267,8 +293,7 @@ def _ask_restore(session: Session, snapshot: Snapshot) -> None:
     session.output.raw(f"  snapshot  {snapshot.name} {snapshot.version} ({size(snapshot.size_bytes)})")
     session.output.raw(f"  database  {session.url.location}")
     session.output.raw(f"  replaces  {_replaced_in_words(_replaced(session))}")
-    if not session.output.confirm("Restore?"):
-        raise click.Abort
+    session.output.confirm("Restore?")
 
 
 def _tell_restore(session: Session, manager: SnapshotManager, snapshot: Snapshot) -> None:
