@@ -83,6 +83,22 @@ class SnapshotDirectory:
                     found.append(snapshot)
         return sorted(found, key=lambda item: item.sort_key, reverse=True)
 
+    def newest_valid(self, name: str) -> Snapshot | None:
+        """Return the newest valid snapshot of a name; reads few manifests where versions are stamps."""
+        stamped = []
+        for file_name, parts in self._data_files().items():
+            if parts.name == name:
+                stamped.append((version_order(parts.version), file_name))
+        orders = [order for order, _ in stamped if order is not None]
+        if len(set(orders)) < len(stamped):
+            # A label's place is known from its manifest only, and so is that of a version in two formats.
+            return next((item for item in self.snapshots(name) if item.is_valid), None)
+        for _, file_name in sorted(stamped, reverse=True):
+            snapshot = self.load(file_name)
+            if snapshot is not None and snapshot.is_valid:
+                return snapshot
+        return None
+
     def load(self, file_name: str) -> Snapshot | None:
         """Return the snapshot of a data file's canonical name, ``None`` when there is none.
 

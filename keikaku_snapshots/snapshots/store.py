@@ -120,7 +120,9 @@ class SnapshotStore:
         Raises:
             SnapshotNotFoundError: There is none.
         """
-        check_name(name)
+        newest = self.latest(name) if version is None else None
+        if newest is not None:
+            return newest
         if version is not None:
             check_version(version)
         found = self.list(name)
@@ -131,7 +133,9 @@ class SnapshotStore:
 
     def latest(self, name: str) -> Snapshot | None:
         """Return the newest valid snapshot of a name, if there is one; never looks at the link."""
-        return next((item for item in self.list(name) if item.is_valid), None)
+        check_name(name)
+        with self._translated("reading the snapshot directory"):
+            return self._disk.newest_valid(name)
 
     def reading(
         self, snapshot: Snapshot, *, wait_s: float = 0.0, trust: bool = False
