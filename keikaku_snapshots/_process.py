@@ -15,18 +15,17 @@ import contextlib
 import errno
 import logging
 import os
-import queue
 import signal
 import subprocess
 import sys
 import threading
 import time
 import warnings
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
+from keikaku_snapshots._launcher import child_setup, launch
 from keikaku_snapshots.errors import (
     DiskFullError,
     OperationTimeoutError,
@@ -37,6 +36,7 @@ from keikaku_snapshots.errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from concurrent.futures import Future
     from types import TracebackType
 
 log = logging.getLogger("keikaku_snapshots.process")
@@ -50,8 +50,6 @@ STDOUT_LIMIT_BYTES = 256 * 1024 * 1024
 #: Seconds to wait for a pipe's end after the program has ended. Only a process
 #: that left the program's session can hold the pipe longer, and it is not ours.
 DRAIN_S = 2.0
-#: prctl(2) option number; the same on every Linux architecture.
-PR_SET_PDEATHSIG = 1
 #: Dropped at a cut inside one endless line, so that half a secret cannot stay.
 _CUT_MARGIN_BYTES = 4096
 
@@ -122,77 +120,6 @@ class _Bounded:
         return (head + tail).decode("utf-8", errors="replace")
 
 
-class _Launcher:
-    """The one thread that forks."""
-
-    def __init__(self) -> None:
-        self._requests: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="keikaku-launcher", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while True:
-            job, future = self._requests.get()
-            try:
-                future.set_result(job())
-            except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
-                future.set_exception(error)
-            del job, future
-
-    def submit(self, job: Callable[[], Any]) -> Future[Any]:
-        future: Future[Any] = Future()
-        self._requests.put((job, future))
-        return future
-
-
-_launcher: _Launcher | None = None
-_launcher_lock = threading.Lock()
-
-
-def _get_launcher() -> _Launcher:
-    global _launcher  # noqa: PLW0603 - one for each process, by design
-    with _launcher_lock:
-        if _launcher is None:
-            _launcher = _Launcher()
-        return _launcher
-
-
-def _forget_launcher() -> None:
-    # Threads do not survive os.fork(); a child that kept the object would wait for ever.
-    global _launcher, _launcher_lock  # noqa: PLW0603
-    _launcher = None
-    _launcher_lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_launcher)
-
-
-def _child_setup() -> Callable[[], None]:
-    """Return what the child does between fork and exec.
-
-    Everything is looked up before the fork: the child of a process with
-    threads must not import or allocate more than it has to.
-    """
-    set_mask, set_mask_how = signal.pthread_sigmask, signal.SIG_SETMASK
-    if not sys.platform.startswith("linux"):
-        return lambda: set_mask(set_mask_how, ()) and None
-    import ctypes
-
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
-    parent, getppid, leave, kill = os.getpid(), os.getppid, os._exit, int(signal.SIGKILL)
-
-    def setup() -> None:
-        set_mask(set_mask_how, ())
-        prctl(PR_SET_PDEATHSIG, kill, 0, 0, 0)
-        # The parent may have died before prctl; then no signal will ever come.
-        if getppid() != parent:
-            leave(127)
-
-    return setup
-
-
 def _spawn(
     argv: list[str], env: dict[str, str], pass_fds: tuple[int, ...], *, capture_stdout: bool
 ) -> subprocess.Popen[bytes]:
@@ -212,7 +139,7 @@ def _spawn(
             pass_fds=pass_fds,
             start_new_session=True,
             umask=0o077,
-            preexec_fn=_child_setup(),  # noqa: PLW1509 - runs in the launcher thread, see _child_setup
+            preexec_fn=child_setup(),  # noqa: PLW1509 - runs in the launcher thread, see child_setup
         )
 
 
@@ -483,9 +410,7 @@ def start_tool(
         raise UsageError("An argument or environment value of a program holds a NUL character")
     environment, fds = dict(env), tuple(pass_fds)
     log.debug("starting %s", arguments[0])
-    future = _get_launcher().submit(
-        lambda: _spawn(arguments, environment, fds, capture_stdout=capture_stdout)
-    )
+    future = launch(lambda: _spawn(arguments, environment, fds, capture_stdout=capture_stdout))
     try:
         popen: subprocess.Popen[bytes] = future.result()
     except (OSError, subprocess.SubprocessError) as error:

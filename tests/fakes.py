@@ -53,7 +53,7 @@ note = {{
     "pgid": os.getpgid(0),
     "sid": os.getsid(0),
     "argv": sys.argv[1:],
-    "cmdline": open("/proc/self/cmdline", "rb").read().decode(errors="replace") if os.path.exists("/proc") else "",
+    "cmdline": "",
     "env": dict(os.environ),
     "stdin": os.read(0, 100).decode(),
     "umask": os.umask(0o077),
@@ -63,6 +63,8 @@ note = {{
     "service": open(service).read() if service else None,
     "children": [],
 }}
+if os.path.exists("/proc/self/cmdline"):
+    note["cmdline"] = open("/proc/self/cmdline", "rb").read().decode(errors="replace")
 ignored = [value for kind, value in STEPS if kind == "ignore"]
 for number in ignored:
     signal.signal(number, signal.SIG_IGN)

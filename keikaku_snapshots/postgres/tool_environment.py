@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from keikaku_snapshots.postgres.url import DEFAULT_CONNECT_TIMEOUT_S
+from keikaku_snapshots.postgres.inherited import DEFAULT_CONNECT_TIMEOUT_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -299,7 +299,8 @@ def _by_state(failure: _Failure) -> errors.KeikakuError | None:
     program = failure.result.program
     if state.startswith("23"):
         return _constraint_error(failure, state)
-    if state == "55P03":
+    # pg_dump bounds its lock wait by statement_timeout, so the server names that one.
+    if state == "55P03" or (state == "57014" and program == "pg_dump" and "LOCK TABLE" in failure.stderr):
         return failure.build(
             errors.DatabaseInUseError,
             "A table lock was not given in time",

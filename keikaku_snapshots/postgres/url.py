@@ -12,15 +12,12 @@ that no option can override.
 
 from __future__ import annotations
 
-import contextlib
 import getpass
-import json
 import os
 import re
 import sys
-import threading
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
@@ -29,24 +26,28 @@ import psycopg
 from psycopg import conninfo, pq
 
 from keikaku_snapshots.errors import InvalidNameError, InvalidURLError
+from keikaku_snapshots.postgres.inherited import inherited_settings_hidden, neutral_options
+from keikaku_snapshots.postgres.redaction import secret_patterns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
+
+__all__ = [
+    "DatabaseURL",
+    "check_database_name",
+    "inherited_settings_hidden",
+    "quote_identifier",
+]
 
 #: PostgreSQL cuts longer names silently, so that two names become one database (NAMEDATALEN - 1).
 NAME_LIMIT_BYTES = 63
 #: Length of sun_path less the final NUL; a longer socket path cannot be connected to.
 SOCKET_PATH_LIMIT_BYTES = 103 if sys.platform == "darwin" else 107
 DEFAULT_PORT = 5432
-#: Seconds to connect when the URL says nothing; libpq's own default is for ever.
-DEFAULT_CONNECT_TIMEOUT_S = 10
 #: Where servers put their socket, first one with a socket wins: Debian and Red Hat,
 #: then the default of PostgreSQL as released. libpq has only one of them built in,
 #: and psycopg's libpq and pg_dump's may differ.
 SOCKET_DIRECTORIES = ("/var/run/postgresql", "/run/postgresql", "/tmp")  # noqa: S108 - read only
-#: Passwords up to this length are hidden only where a password stands (``:pw@``,
-#: ``password=pw``): hiding every "a" would leave no readable text.
-SHORT_PASSWORD_CHARACTERS = 3
 #: What is printed in place of a secret.
 HIDDEN = "***"
 
@@ -62,26 +63,6 @@ _REFUSED_PARAMETERS = {
     "load_balance_hosts": "one host only is supported",
 }
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-#: Read by libpq at connect time and not overridable by any option.
-_UNOVERRIDABLE_VARIABLES = (
-    "PGSERVICE",
-    "PGTZ",
-    "PGDATESTYLE",
-    "PGGEQO",
-    "PGSSLCERTMODE",
-    "PGREQUIREAUTH",
-    "PGMINPROTOCOLVERSION",
-    "PGMAXPROTOCOLVERSION",
-)
-#: Options that libpq refuses when they are empty, and that have no value for "not given".
-_WITHOUT_NEUTRAL_VALUE = (
-    "service",
-    "sslcertmode",
-    "require_auth",
-    "min_protocol_version",
-    "max_protocol_version",
-)
-_environment_lock = threading.RLock()
 
 
 def check_database_name(name: str) -> str:
@@ -243,7 +224,7 @@ class DatabaseURL:
         Every option that libpq would read from the environment is set, to the
         value of this URL or to libpq's built-in default.
         """
-        arguments: dict[str, Any] = dict(_neutral_options())
+        arguments: dict[str, Any] = dict(neutral_options())
         arguments.update(self.parameters)
         arguments.update(
             host=self.effective_host,
@@ -303,64 +284,9 @@ class DatabaseURL:
 
     @cached_property
     def _secret_patterns(self) -> tuple[re.Pattern[str], ...]:
-        shown = {self.user.lower(), self.database.lower(), self.host.lower()}
-        patterns: list[re.Pattern[str]] = []
         secrets = [value for name, value in self.parameters if name in _SECRET_PARAMETERS]
-        for secret in filter(None, [self.password, *secrets]):
-            forms = "|".join(sorted(map(_form_pattern, _forms(secret)), key=len, reverse=True))
-            if len(secret) <= SHORT_PASSWORD_CHARACTERS or secret.lower() in shown:
-                patterns.append(re.compile(rf"(?<=:)(?:{forms})(?=@)"))
-                patterns.append(re.compile(rf"(?i:(?<=password=)|(?<=password: ))['\"]?(?:{forms})(?!\w)"))
-            else:
-                patterns.append(re.compile(forms))
-        return tuple(patterns)
-
-
-def _form_pattern(form: str) -> str:
-    # The digits of a percent-encoding may be of either case.
-    return re.sub(r"%[0-9A-Fa-f]{2}", lambda match: f"(?i:{match.group()})", re.escape(form))
-
-
-def _forms(secret: str) -> set[str]:
-    """Return the spellings in which a secret turns up in other programs' texts."""
-    encoded = {quote(secret, safe=""), quote(secret), quote(secret, safe=" +"), quote(secret, safe=" +/")}
-    everything = "".join(f"%{byte:02X}" for byte in secret.encode("utf-8", errors="surrogateescape"))
-    forms = {secret, *encoded, everything, quote(secret, safe="").replace("%20", "+")}
-    forms |= {quote(form, safe="") for form in encoded}
-    forms |= {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], repr(secret)[1:-1]}
-    forms |= {secret.replace("'", "''"), secret.replace("\\", "\\\\").replace("'", "\\'")}
-    forms.add(secret.replace("\\", "\\\\").replace(":", "\\:"))
-    return forms
-
-
-@lru_cache(maxsize=1)
-def _neutral_options() -> tuple[tuple[str, Any], ...]:
-    """Return every libpq option that has an environment variable, with its built-in default."""
-    options: dict[str, Any] = {}
-    for option in pq.Conninfo.get_defaults():
-        if option.envvar and option.keyword.decode() not in _WITHOUT_NEUTRAL_VALUE:
-            options[option.keyword.decode()] = (option.compiled or b"").decode()
-    options["connect_timeout"] = DEFAULT_CONNECT_TIMEOUT_S
-    options["client_encoding"] = "UTF8"
-    return tuple(options.items())
-
-
-@contextlib.contextmanager
-def inherited_settings_hidden() -> Iterator[None]:
-    """Hide the ``PG*`` variables that no libpq option can override, while a connection begins.
-
-    ``PGSERVICE`` makes libpq read a file; ``PGTZ``, ``PGDATESTYLE`` and ``PGGEQO`` change the
-    session. Does nothing when none is set, which is the usual case.
-    """
-    if not any(name in os.environ for name in _UNOVERRIDABLE_VARIABLES):
-        yield
-        return
-    with _environment_lock:
-        saved = {name: os.environ.pop(name) for name in _UNOVERRIDABLE_VARIABLES if name in os.environ}
-        try:
-            yield
-        finally:
-            os.environ.update(saved)
+        shown = {self.user.lower(), self.database.lower(), self.host.lower()}
+        return secret_patterns([*filter(None, [self.password, *secrets])], shown)
 
 
 def _text_of_sqlalchemy(url: Any) -> str:

@@ -133,7 +133,7 @@ def test_error_output_is_redacted_and_not_part_of_the_repr() -> None:
 def test_a_time_limit_stops_the_whole_group(tmp_path: Path) -> None:
     """FAULTS 47, 48: a program that ignores SIGTERM and its child are both killed after the grace."""
     fake = make_fake(tmp_path, ignore(signal.SIGTERM), spawn(), hang())
-    with pytest.raises(OperationTimeoutError, match="time limit of 0.4 s") as caught:
+    with pytest.raises(OperationTimeoutError, match=r"time limit of 0\.4 s") as caught:
         run_tool([fake.tools.psql], env={}, timeout_s=0.4, grace_s=0.1)
     call = fake.calls()[0]
 
@@ -158,7 +158,7 @@ def test_the_cancel_signal_is_the_one_given(tmp_path: Path) -> None:
 def test_an_error_in_the_block_cancels_the_program(tmp_path: Path) -> None:
     """Whatever goes wrong beside a running program, the program does not stay."""
     fake = make_fake(tmp_path, hang())
-    with pytest.raises(ZeroDivisionError), start_tool([fake.tools.psql], env={}, grace_s=1) as running:
+    with pytest.raises(ZeroDivisionError), start_tool([fake.tools.psql], env={}, grace_s=1) as running:  # noqa: PT012 - what the block does is the point
         fake.wait_for_call()
         _ = 1 / 0
 
@@ -295,7 +295,7 @@ def test_a_nul_in_an_argument_is_refused_without_repeating_it() -> None:
 
 def test_windows_is_refused_in_plain_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """The platform is named before anything is tried."""
-    monkeypatch.setattr(_process.os, "name", "nt")
+    monkeypatch.setattr("keikaku_snapshots._process.os.name", "nt")
     try:
         with pytest.raises(ToolError, match="Windows"):
             run_tool([SHELL], env={})

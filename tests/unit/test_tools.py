@@ -15,7 +15,6 @@ import pytest
 
 from keikaku_snapshots import errors
 from keikaku_snapshots._process import ToolResult, run_tool
-from keikaku_snapshots.postgres import tool_environment as environment_module
 from keikaku_snapshots.postgres import tool_search
 from keikaku_snapshots.postgres.tools import (
     find_tools,
@@ -44,7 +43,7 @@ def private_temporary_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Where secrets go in these tests; empty again after each."""
     directory = tmp_path / "secrets"
     directory.mkdir()
-    monkeypatch.setattr(environment_module.tempfile, "tempdir", str(directory))
+    monkeypatch.setattr("tempfile.tempdir", str(directory))
     yield directory
     left = [path.name for path in directory.iterdir() if not path.name.startswith("keikaku-pass-keep")]
     assert left == [], "secrets were left behind"
@@ -92,7 +91,7 @@ def test_the_database_name_is_a_single_field(tmp_path: Path) -> None:
 
 
 def test_the_password_is_in_a_private_file_and_nowhere_else(tmp_path: Path) -> None:
-    """FAULTS 30, 40: 0600 in a 0700 directory, with ":" and "\\" escaped; argv is world-readable."""
+    r"""FAULTS 30, 40: 0600 in a 0700 directory, with ":" and "\\" escaped; argv is world-readable."""
     fake = make_fake(tmp_path)
     old = os.umask(0)
     try:
@@ -148,7 +147,7 @@ def test_the_server_notices_a_killed_client(tmp_path: Path) -> None:
 
 def test_secrets_are_removed_also_after_an_error(private_temporary_directory: Path) -> None:
     """FAULTS 3.2: removed in any case."""
-    with pytest.raises(ZeroDivisionError), tool_environment(URL):
+    with pytest.raises(ZeroDivisionError), tool_environment(URL):  # noqa: PT012 - what the block does is the point
         assert len(list(private_temporary_directory.iterdir())) == 1
         _ = 1 / 0
 
@@ -223,7 +222,15 @@ def test_psql_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     first, second = (call.argv for call in fake.calls())
 
     assert first[:7] == ["-X", "-q", "-w", "-v", "ON_ERROR_STOP=1", "-v", "VERBOSITY=verbose"]
-    assert first[7:] == ["--single-transaction", "-o", "/dev/null", "-f", str(tmp_path / "-"), "-f", "/dev/fd/5"]
+    assert first[7:] == [
+        "--single-transaction",
+        "-o",
+        "/dev/null",
+        "-f",
+        str(tmp_path / "-"),
+        "-f",
+        "/dev/fd/5",
+    ]
     assert "--single-transaction" not in second
 
 
@@ -235,10 +242,21 @@ def test_pg_restore_arguments(tmp_path: Path) -> None:
     pg_restore_script(fake.tools, tmp_path / "a", tmp_path / "o.sql", section="data")
     one, many, script = (call.argv for call in fake.calls())
 
-    assert one == ["--no-password", "--exit-on-error", "--dbname=", "--single-transaction", str(tmp_path / "a")]
+    assert one == [
+        "--no-password",
+        "--exit-on-error",
+        "--dbname=",
+        "--single-transaction",
+        str(tmp_path / "a"),
+    ]
     assert "--jobs=3" in many
     assert "--single-transaction" not in many
-    assert script == [f"--file={tmp_path / 'o.sql'}", "--single-transaction", "--section=data", str(tmp_path / "a")]
+    assert script == [
+        f"--file={tmp_path / 'o.sql'}",
+        "--single-transaction",
+        "--section=data",
+        str(tmp_path / "a"),
+    ]
     assert "PGPASSFILE" not in fake.calls()[2].env
     with pytest.raises(errors.UsageError, match="single transaction"):
         run_pg_restore(fake.tools, URL, tmp_path / "a", jobs=2, single_transaction=True)
@@ -259,7 +277,7 @@ def test_parallel_dumps_need_a_directory(tmp_path: Path) -> None:
 
 
 def test_no_file_is_no_restore(tmp_path: Path) -> None:
-    """psql without -f would read its standard input and report success."""
+    """Psql without -f would read its standard input and report success."""
     with pytest.raises(errors.UsageError, match="no file"):
         run_psql(make_fake(tmp_path).tools, URL, [])
 
@@ -340,63 +358,206 @@ def test_the_canary_password_is_nowhere(tmp_path: Path, caplog: pytest.LogCaptur
 @pytest.mark.parametrize(
     ("program", "steps", "kind", "words"),
     [
-        ("pg_dump", [write(99), stderr("pg_dump: error: could not write: No space left on device"), leave(1)],
-         errors.DiskFullError, "ディスク容量不足"),
+        (
+            "pg_dump",
+            [write(99), stderr("pg_dump: error: could not write: No space left on device"), leave(1)],
+            errors.DiskFullError,
+            "ディスク容量不足",
+        ),
         ("pg_dump", [write(99), kill(signal.SIGXFSZ)], errors.DiskFullError, "largest file size"),
-        ("pg_dump", [stderr("pg_dump: error: could not write to file: File too large"), leave(1)],
-         errors.DiskFullError, "could not write"),
-        ("psql", [stderr("psql:x:1: ERROR:  53100: could not extend file: No space left on device"), leave(3)],
-         errors.DiskFullError, "disk of the server"),
+        (
+            "pg_dump",
+            [stderr("pg_dump: error: could not write to file: File too large"), leave(1)],
+            errors.DiskFullError,
+            "could not write",
+        ),
+        (
+            "psql",
+            [stderr("psql:x:1: ERROR:  53100: could not extend file: No space left on device"), leave(3)],
+            errors.DiskFullError,
+            "disk of the server",
+        ),
         ("pg_dump", [kill(signal.SIGKILL)], errors.CreateFailedError, "SIGKILL"),
         ("psql", [kill(signal.SIGSEGV)], errors.RestoreFailedError, "SIGSEGV"),
-        ("psql", [stderr("psql: error: connection to server at \"h\", port 1 failed: FATAL:  password "
-                         "authentication failed for user \"u\""), leave(2)], errors.AuthenticationError, "password"),
-        ("psql", [stderr("psql: error: connection to server at \"h\", port 1 failed: FATAL:  ユーザー\"u\"の"
-                         "パスワード認証に失敗しました"), leave(2)], errors.AuthenticationError, "role"),
-        ("pg_dump", [stderr("pg_dump: error: connection to server at \"h\", port 1 failed: fe_sendauth: no password "
-                            "supplied"), leave(1)], errors.AuthenticationError, "no password"),
-        ("psql", [stderr("psql: error: connection to server at \"h\", port 1 failed: Connection refused"), leave(2)],
-         errors.ConnectError, "cannot be reached"),
-        ("psql", [stderr("psql: error: could not translate host name \"h\" to address: nope"), leave(2)],
-         errors.ConnectError, "lost|reached"),
-        ("psql", [stderr("psql:x:9: FATAL:  57P01: terminating connection due to administrator command\n"
-                         "psql:x:9: server closed the connection unexpectedly"), leave(2)],
-         errors.ConnectError, "was lost"),
-        ("pg_dump", [stderr("pg_dump: error: server version: 18.4; pg_dump version: 15.18 (Debian)\n"
-                            "pg_dump: error: aborting because of server version mismatch"), leave(1)],
-         errors.ToolVersionError, "pg_dump 15.18 cannot work with server 18.4"),
-        ("pg_restore", [stderr("pg_restore: error: unsupported version (1.16) in file header"), leave(1)],
-         errors.ToolVersionError, "does not fit"),
-        ("psql", [stderr("psql:x:5: error: invalid command \\restrict"), leave(3)], errors.ToolVersionError, "fit"),
-        ("pg_restore", [stderr("pg_restore: error: input file does not appear to be a valid archive"), leave(1)],
-         errors.SnapshotCorruptError, "スナップショットが破損"),
-        ("pg_restore", [stderr("pg_restore: error: could not read from input file: end of file"), leave(1)],
-         errors.SnapshotCorruptError, "cannot be read"),
-        ("psql", [stderr("psql:x:5: ERROR:  55P03: canceling statement due to lock timeout"), leave(3)],
-         errors.DatabaseInUseError, "lock"),
-        ("pg_dump", [stderr("pg_dump: error: query failed: ERROR:  canceling statement due to lock timeout"),
-                     leave(1)], errors.DatabaseInUseError, "lock"),
-        ("psql", [stderr("psql:x:5: ERROR:  57014: canceling statement due to statement timeout"), leave(3)],
-         errors.OperationTimeoutError, "stopped"),
-        ("psql", [stderr("psql:x:5: ERROR:  42501: must be owner of extension pgcrypto"), leave(3)],
-         errors.AccessDeniedError, "must be owner"),
-        ("pg_dump", [stderr("pg_dump: error: query failed: ERROR:  query would be affected by row-level security "
-                            "policy for table \"t\""), leave(1)], errors.AccessDeniedError, "BYPASSRLS"),
-        ("psql", [stderr("psql:x:5: ERROR:  42704: role \"low\" does not exist"), leave(3)],
-         errors.RestoreFailedError, "owners=False"),
-        ("pg_restore", [stderr("pg_restore: error: could not execute query: ERROR:  role \"low\" does not exist"),
-                        leave(1)], errors.RestoreFailedError, "owners=False"),
-        ("psql", [stderr("psql:x:5: ERROR:  53200: out of shared memory"), leave(3)],
-         errors.RestoreFailedError, "max_locks_per_transaction"),
-        ("pg_dump", [stderr("pg_dump: error: Dumping the contents of table \"t\" failed: PQgetResult() failed.\n"
-                            "pg_dump: detail: Error message from server: ERROR:  invalid memory alloc request size "
-                            "1"), leave(1)], errors.CreateFailedError, "500 MB|invalid memory"),
-        ("psql", [stderr("psql: error: syntax error in service file \"/x\", line 2"), leave(2)],
-         errors.ToolVersionError, "parameter"),
+        (
+            "psql",
+            [
+                stderr(
+                    'psql: error: connection to server at "h", port 1 failed: FATAL:  password '
+                    'authentication failed for user "u"'
+                ),
+                leave(2),
+            ],
+            errors.AuthenticationError,
+            "password",
+        ),
+        (
+            "psql",
+            [
+                stderr(
+                    'psql: error: connection to server at "h", port 1 failed: FATAL:  ユーザー"u"の'
+                    "パスワード認証に失敗しました"
+                ),
+                leave(2),
+            ],
+            errors.AuthenticationError,
+            "role",
+        ),
+        (
+            "pg_dump",
+            [
+                stderr(
+                    'pg_dump: error: connection to server at "h", port 1 failed: fe_sendauth: no password '
+                    "supplied"
+                ),
+                leave(1),
+            ],
+            errors.AuthenticationError,
+            "no password",
+        ),
+        (
+            "psql",
+            [stderr('psql: error: connection to server at "h", port 1 failed: Connection refused'), leave(2)],
+            errors.ConnectError,
+            "cannot be reached",
+        ),
+        (
+            "psql",
+            [stderr('psql: error: could not translate host name "h" to address: nope'), leave(2)],
+            errors.ConnectError,
+            "lost|reached",
+        ),
+        (
+            "psql",
+            [
+                stderr(
+                    "psql:x:9: FATAL:  57P01: terminating connection due to administrator command\n"
+                    "psql:x:9: server closed the connection unexpectedly"
+                ),
+                leave(2),
+            ],
+            errors.ConnectError,
+            "was lost",
+        ),
+        (
+            "pg_dump",
+            [
+                stderr(
+                    "pg_dump: error: server version: 18.4; pg_dump version: 15.18 (Debian)\n"
+                    "pg_dump: error: aborting because of server version mismatch"
+                ),
+                leave(1),
+            ],
+            errors.ToolVersionError,
+            "pg_dump 15.18 cannot work with server 18.4",
+        ),
+        (
+            "pg_restore",
+            [stderr("pg_restore: error: unsupported version (1.16) in file header"), leave(1)],
+            errors.ToolVersionError,
+            "does not fit",
+        ),
+        (
+            "psql",
+            [stderr("psql:x:5: error: invalid command \\restrict"), leave(3)],
+            errors.ToolVersionError,
+            "fit",
+        ),
+        (
+            "pg_restore",
+            [stderr("pg_restore: error: input file does not appear to be a valid archive"), leave(1)],
+            errors.SnapshotCorruptError,
+            "スナップショットが破損",
+        ),
+        (
+            "pg_restore",
+            [stderr("pg_restore: error: could not read from input file: end of file"), leave(1)],
+            errors.SnapshotCorruptError,
+            "cannot be read",
+        ),
+        (
+            "psql",
+            [stderr("psql:x:5: ERROR:  55P03: canceling statement due to lock timeout"), leave(3)],
+            errors.DatabaseInUseError,
+            "lock",
+        ),
+        (
+            "pg_dump",
+            [
+                stderr("pg_dump: error: query failed: ERROR:  canceling statement due to lock timeout"),
+                leave(1),
+            ],
+            errors.DatabaseInUseError,
+            "lock",
+        ),
+        (
+            "psql",
+            [stderr("psql:x:5: ERROR:  57014: canceling statement due to statement timeout"), leave(3)],
+            errors.OperationTimeoutError,
+            "stopped",
+        ),
+        (
+            "psql",
+            [stderr("psql:x:5: ERROR:  42501: must be owner of extension pgcrypto"), leave(3)],
+            errors.AccessDeniedError,
+            "must be owner",
+        ),
+        (
+            "pg_dump",
+            [
+                stderr(
+                    "pg_dump: error: query failed: ERROR:  query would be affected by row-level security "
+                    'policy for table "t"'
+                ),
+                leave(1),
+            ],
+            errors.AccessDeniedError,
+            "BYPASSRLS",
+        ),
+        (
+            "psql",
+            [stderr('psql:x:5: ERROR:  42704: role "low" does not exist'), leave(3)],
+            errors.RestoreFailedError,
+            "owners=False",
+        ),
+        (
+            "pg_restore",
+            [
+                stderr('pg_restore: error: could not execute query: ERROR:  role "low" does not exist'),
+                leave(1),
+            ],
+            errors.RestoreFailedError,
+            "owners=False",
+        ),
+        (
+            "psql",
+            [stderr("psql:x:5: ERROR:  53200: out of shared memory"), leave(3)],
+            errors.RestoreFailedError,
+            "max_locks_per_transaction",
+        ),
+        (
+            "pg_dump",
+            [
+                stderr(
+                    'pg_dump: error: Dumping the contents of table "t" failed: PQgetResult() failed.\n'
+                    "pg_dump: detail: Error message from server: ERROR:  invalid memory alloc request size "
+                    "1"
+                ),
+                leave(1),
+            ],
+            errors.CreateFailedError,
+            "500 MB|invalid memory",
+        ),
+        (
+            "psql",
+            [stderr('psql: error: syntax error in service file "/x", line 2'), leave(2)],
+            errors.ToolVersionError,
+            "parameter",
+        ),
         ("psql", [leave(1)], errors.RestoreFailedError, "code 1"),
         ("pg_dump", [stderr("something new"), leave(1)], errors.CreateFailedError, "something new"),
     ],
-)  # fmt: skip
+)
 def test_a_failure_is_told_in_plain_words(
     tmp_path: Path, program: str, steps: list[Step], kind: type[errors.KeikakuError], words: str
 ) -> None:
@@ -454,8 +615,8 @@ def test_pg_restore_names_the_constraint_from_its_words() -> None:
     text = (
         "pg_restore: while PROCESSING TOC:\n"
         "pg_restore: from TOC entry 3; 2606 5 FK CONSTRAINT b b_fk mika\n"
-        'pg_restore: error: could not execute query: ERROR:  insert or update on table "b" violates foreign key '
-        'constraint "b_fk"\nDETAIL:  Key (a)=(77) is not present in table "a".\nCommand was: ALTER TABLE x\n'
+        'pg_restore: error: could not execute query: ERROR:  insert or update on table "b" violates '
+        'foreign key constraint "b_fk"\nDETAIL:  Key (a)=(77) is not present in table "a".\nCommand was: ALTER TABLE x\n'
     )
     error = translate_tool_failure(ToolResult("/x/pg_restore", 1, text, "", 0.1), URL, doing="restoring")
 
@@ -485,14 +646,18 @@ def test_connection_failures_say_whether_another_try_may_help() -> None:
 
     assert transient('pg_dump: error: connection to server at "h", port 1 failed: Connection refused')
     assert transient("pg_dump: error: query failed: server closed the connection unexpectedly")
-    assert not transient('pg_dump: error: connection to server at "h" failed: FATAL:  password authentication failed')
+    assert not transient(
+        'pg_dump: error: connection to server at "h" failed: FATAL:  password authentication failed'
+    )
     assert not transient("pg_dump: error: No space left on device")
 
 
 def test_a_program_that_was_stopped_says_why(tmp_path: Path) -> None:
     """The watcher's reason is in the error, and the caller chooses the class."""
     fake = make_fake(tmp_path, write(10), hang())
-    result = run_pg_dump(fake.tools, URL, tmp_path / "o", watch=lambda: "free space fell below 10 MB", grace_s=1)
+    result = run_pg_dump(
+        fake.tools, URL, tmp_path / "o", watch=lambda: "free space fell below 10 MB", grace_s=1
+    )
     error = translate_tool_failure(result, URL, doing="dumping", kind=errors.DiskFullError)
 
     assert isinstance(error, errors.DiskFullError)
@@ -533,7 +698,9 @@ def test_an_archive_list_is_text_and_a_bad_archive_an_error(tmp_path: Path) -> N
 @pytest.fixture
 def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without any PostgreSQL."""
-    monkeypatch.setattr(tool_search, "_VERSIONED_PLACES", ("/nonexistent/{major}/bin", "/nonexistent-{major}/bin"))
+    monkeypatch.setattr(
+        tool_search, "_VERSIONED_PLACES", ("/nonexistent/{major}/bin", "/nonexistent-{major}/bin")
+    )
     monkeypatch.setattr(tool_search, "_WHEEL", "no_such_wheel_here")
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.delenv("PG_BIN", raising=False)
@@ -563,7 +730,9 @@ def test_a_configured_directory_that_does_not_fit_is_not_second_guessed(tmp_path
 
 
 @pytest.mark.usefixtures("nowhere")
-def test_path_is_searched_last_and_relative_entries_never(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path_is_searched_last_and_relative_entries_never(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A program in the current directory is not run."""
     fake = make_fake(tmp_path, version="17.2")
     monkeypatch.chdir(fake.directory)
@@ -612,11 +781,13 @@ def test_a_program_that_does_not_say_its_version_is_passed_over(
 
 
 @pytest.mark.usefixtures("nowhere")
-def test_programs_of_different_versions_are_no_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_of_different_versions_are_no_installation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A directory of links may mix them."""
     one, two = make_fake(tmp_path, version="18.4", name="a"), make_fake(tmp_path, version="16.1", name="b")
     shutil.copy(two.tools.psql, one.tools.psql)
-    with pytest.raises(errors.ToolMissingError, match="different versions: 16.1, 18.4"):
+    with pytest.raises(errors.ToolMissingError, match=r"different versions: 16\.1, 18\.4"):
         find_tools(18, configured=one.directory)
 
 
@@ -670,7 +841,15 @@ def test_versions_are_asked_once_and_again_after_an_upgrade(
 
 @pytest.mark.parametrize(
     ("version", "safe"),
-    [("15.18", False), ("15.19", True), ("16.14", False), ("18.6", True), ("18beta1", False), ("19.0", True), ("13.9", False)],
+    [
+        ("15.18", False),
+        ("15.19", True),
+        ("16.14", False),
+        ("18.6", True),
+        ("18beta1", False),
+        ("19.0", True),
+        ("13.9", False),
+    ],
 )
 def test_versions_that_resist_hidden_commands(tmp_path: Path, version: str, safe: bool) -> None:
     """FAULTS 7: psql before these minor releases can be made to run a shell command by a dump."""

@@ -18,6 +18,7 @@ from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from keikaku_snapshots.errors import InvalidNameError, InvalidURLError
+from keikaku_snapshots.postgres import inherited
 from keikaku_snapshots.postgres import url as url_module
 from keikaku_snapshots.postgres.url import (
     DatabaseURL,
@@ -45,7 +46,10 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_
         ("postgresql+psycopg_async://u@h/d", ("h", None, "u", None, "d", ())),
         ("postgresql+asyncpg://u@h/d?ssl=require", ("h", None, "u", None, "d", (("sslmode", "require"),))),
         ("postgresql+asyncpg://u@h/d?ssl=true", ("h", None, "u", None, "d", (("sslmode", "require"),))),
-        ("postgresql+asyncpg://u@h/d?ssl=verify-full", ("h", None, "u", None, "d", (("sslmode", "verify-full"),))),
+        (
+            "postgresql+asyncpg://u@h/d?ssl=verify-full",
+            ("h", None, "u", None, "d", (("sslmode", "verify-full"),)),
+        ),
         ("postgresql://u:p%40%2F%23%25%3A@h/d", ("h", None, "u", "p@/#%:", "d", ())),
         ("postgresql://u:p+w%2B@h/d", ("h", None, "u", "p+w+", "d", ())),
         ("postgresql://u:p?w@h/d", ("h", None, "u", "p?w", "d", ())),
@@ -107,8 +111,7 @@ def test_a_bad_url_is_refused_and_never_repeated(text: str) -> None:
     with pytest.raises(InvalidURLError) as caught:
         parse(text)
     shown = "".join(
-        str(part) + repr(part)
-        for part in (caught.value, caught.value.__cause__, caught.value.details)
+        str(part) + repr(part) for part in (caught.value, caught.value.__cause__, caught.value.details)
     )
 
     assert CANARY not in shown
@@ -151,7 +154,9 @@ def test_inherited_variables_do_not_change_what_is_parsed(monkeypatch: pytest.Mo
     assert parse("postgresql:///d") == DatabaseURL("", None, ACCOUNT, None, "d")
 
 
-@pytest.mark.parametrize("name", ["host=evil dbname=x", "postgresql://evil/x", "-evil", "a b", 'q"uote', "日本", "a/b"])
+@pytest.mark.parametrize(
+    "name", ["host=evil dbname=x", "postgresql://evil/x", "-evil", "a b", 'q"uote', "日本", "a/b"]
+)
 def test_a_database_name_stays_a_name(name: str) -> None:
     """FAULTS 38: a name that looks like a connection string is one string everywhere."""
     url = parse(f"postgresql://u@h/{quote(name, safe='')}")
@@ -186,8 +191,10 @@ def test_a_socket_path_that_is_too_long_says_its_length(tmp_path: Path) -> None:
     assert str(url_module.SOCKET_PATH_LIMIT_BYTES) in str(caught.value)
 
 
-def test_the_local_socket_is_the_directory_that_has_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """psycopg's libpq and pg_dump's may have different directories built in; ours is one for both."""
+def test_the_local_socket_is_the_directory_that_has_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Psycopg's libpq and pg_dump's may have different directories built in; ours is one for both."""
     (tmp_path / ".s.PGSQL.5432").touch()
     monkeypatch.setattr(url_module, "SOCKET_DIRECTORIES", ("/nonexistent", str(tmp_path)))
     url = parse("postgresql:///d")
@@ -197,14 +204,16 @@ def test_the_local_socket_is_the_directory_that_has_one(monkeypatch: pytest.Monk
 
 
 @given(user=TEXTS, password=TEXTS, database=TEXTS, port=st.none() | st.integers(1, 65535))
-def test_every_value_survives_the_round_trip(user: str, password: str, database: str, port: int | None) -> None:
+def test_every_value_survives_the_round_trip(
+    user: str, password: str, database: str, port: int | None
+) -> None:
     """FAULTS 97: our text, libpq, SQLAlchemy with each driver: always the same values."""
     assume(len(database.encode()) <= 63)
     url = DatabaseURL("db.example.com", port, user, password, database, (("application_name", "a&b=c 日"),))
 
     assert parse(url.text) == url
     assert parse(url) is url
-    assert pickle.loads(pickle.dumps(url)) == url
+    assert pickle.loads(pickle.dumps(url)) == url  # noqa: S301 - our own bytes
     given_to_libpq = conninfo_to_dict(make_conninfo(**url.connect_arguments()))
     assert (given_to_libpq["user"], given_to_libpq["password"], given_to_libpq["dbname"]) == (
         user,
@@ -222,7 +231,13 @@ def test_sqlalchemy_gets_the_same_values(user: str, password: str, database: str
         made = sqlalchemy.make_url(url.for_sqlalchemy(driver))
         _, arguments = made.get_dialect()().create_connect_args(made)
         name = "database" if driver == "asyncpg" else "dbname"
-        got = (arguments["host"], int(arguments["port"]), arguments["user"], arguments["password"], arguments[name])
+        got = (
+            arguments["host"],
+            int(arguments["port"]),
+            arguments["user"],
+            arguments["password"],
+            arguments[name],
+        )
 
         assert got == (host or url.effective_host, 7, user, password, database)
 
@@ -240,7 +255,8 @@ def test_sqlalchemy_is_not_imported() -> None:
     """It costs 141 ms; a URL object is recognised by its methods."""
     import subprocess
 
-    code = "import sys, keikaku_snapshots.postgres.url, keikaku_snapshots.postgres.tools; print('sqlalchemy' in sys.modules)"
+    modules = "keikaku_snapshots.postgres.url, keikaku_snapshots.postgres.tools"
+    code = f"import sys, {modules}; print('sqlalchemy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "False"
@@ -275,7 +291,9 @@ def test_redaction_finds_every_spelling(password: str) -> None:
         password,
         quote(password, safe=""),
         quote(password),
-        quote(password, safe="").lower() if "%" in quote(password, safe="") and password.islower() else password,
+        quote(password, safe="").lower()
+        if "%" in quote(password, safe="") and password.islower()
+        else password,
         json.dumps(password)[1:-1],
         json.dumps({"url": password}),
         repr(password)[1:-1],
@@ -330,7 +348,10 @@ def test_redaction_without_a_password_changes_nothing() -> None:
 )
 def test_protected_words_are_whole_words(database: str, host: str, expected: str | None) -> None:
     """B15: a word ends at anything that is no letter or digit, in any case."""
-    assert DatabaseURL(host, None, "u", None, database).protected_word(("prod", "production", "live")) == expected
+    assert (
+        DatabaseURL(host, None, "u", None, database).protected_word(("prod", "production", "live"))
+        == expected
+    )
 
 
 def test_a_protected_word_may_hold_punctuation_and_an_empty_one_protects_nothing() -> None:
@@ -350,7 +371,7 @@ def test_every_libpq_option_with_a_variable_is_set() -> None:
         if option.envvar and option.keyword.decode() not in arguments
     }
 
-    assert missing <= set(url_module._UNOVERRIDABLE_VARIABLES)
+    assert missing <= set(inherited._UNOVERRIDABLE_VARIABLES)
     assert arguments["hostaddr"] == arguments["password"] == arguments["options"] == ""
 
 
@@ -358,18 +379,18 @@ def test_defaults_do_not_come_from_the_environment(monkeypatch: pytest.MonkeyPat
     """The built-in defaults are taken even when variables were there at the first call."""
     monkeypatch.setenv("PGSSLMODE", "disable")
     monkeypatch.setenv("PGCONNECT_TIMEOUT", "77")
-    url_module._neutral_options.cache_clear()
+    inherited.neutral_options.cache_clear()
     arguments = parse("postgresql://u@h/d").connect_arguments()
 
     assert arguments["sslmode"] == "prefer"
-    assert arguments["connect_timeout"] == url_module.DEFAULT_CONNECT_TIMEOUT_S
+    assert arguments["connect_timeout"] == inherited.DEFAULT_CONNECT_TIMEOUT_S
 
 
 def test_what_no_option_overrides_is_hidden_for_the_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     """FAULTS 11: PGSERVICE and the session variables come back afterwards, also after an error."""
     monkeypatch.setenv("PGSERVICE", "evil")
     monkeypatch.setenv("PGTZ", "Asia/Tokyo")
-    with pytest.raises(ZeroDivisionError), inherited_settings_hidden():
+    with pytest.raises(ZeroDivisionError), inherited_settings_hidden():  # noqa: PT012 - what the block does is the point
         assert "PGSERVICE" not in os.environ
         assert "PGTZ" not in os.environ
         _ = 1 / 0
