@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 #: Callers that have a transaction of their own.
 IN_TRANSACTION = (
-    "psycopg", "psycopg-block", "psycopg-async", "asyncpg-block",
-    "sqlalchemy", "session", "sqlalchemy-async", "sqlalchemy-asyncpg", "async-session", "async-session-asyncpg",
+    "psycopg", "psycopg-block", "psycopg-async", "asyncpg-block", "sqlalchemy", "session",
+    "sqlalchemy-async", "sqlalchemy-asyncpg", "async-session", "async-session-asyncpg",
 )  # fmt: skip
 #: Callers without one: the library owns the transaction.
 OWNED = (
@@ -79,19 +79,19 @@ async def caller(kind: str, url: DatabaseURL) -> AsyncIterator[Caller]:
                 connection.execute("BEGIN")
             yield Caller(connection)
     elif kind.startswith("asyncpg"):
-        connection = await asyncpg.connect(url.text)
+        asyncpg_connection = await asyncpg.connect(url.text)
         if kind == "asyncpg-block":
-            await connection.execute("BEGIN")
-        yield Caller(connection)
-        await connection.close()
+            await asyncpg_connection.execute("BEGIN")
+        yield Caller(asyncpg_connection)
+        await asyncpg_connection.close()
     elif "async" in kind:
-        async with _async_sqlalchemy(kind, url) as db:
-            yield Caller(db)
+        async with _async_sqlalchemy(kind, url) as session:
+            yield Caller(session)
     else:
         options = {"isolation_level": "AUTOCOMMIT"} if "autocommit" in kind else {}
         engine = sqlalchemy.create_engine(url.for_sqlalchemy(), poolclass=NullPool, **options)
-        with Session(engine) if kind == "session" else engine.connect() as db:
-            yield Caller(db)
+        with Session(engine) if kind == "session" else engine.connect() as bound:
+            yield Caller(bound)
         engine.dispose()
 
 

@@ -15,7 +15,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -76,7 +76,7 @@ class Proxy:
         port: int = self._listener.getsockname()[1]
         return dataclasses.replace(self._target, host="127.0.0.1", port=port)
 
-    def __enter__(self) -> Proxy:
+    def __enter__(self) -> Self:
         self._run(self._accept)
         return self
 

@@ -54,7 +54,7 @@ class _AsyncTarget:
             await self.execute("ROLLBACK" if self._owned else f"ROLLBACK TO SAVEPOINT {SAVEPOINT}")
             if not self._owned:
                 await self.execute(f"RELEASE SAVEPOINT {SAVEPOINT}")
-        except Exception:
+        except Exception:  # noqa: BLE001 - the error that led here is the one to tell
             return False
         return True
 

@@ -123,7 +123,7 @@ def attempts(
         if isinstance(action, tenacity.DoAttempt):
             try:
                 result = yield from _with_fresh_values(unit, settings, state, unseeded=unseeded)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - the loop decides, and raises it again
                 # As the library's own error, so that the last one that tenacity raises is one too.
                 translated = _translated(error)
                 call.set_exception((type(translated), translated, translated.__traceback__))
@@ -133,7 +133,7 @@ def attempts(
             call.prepare_for_next_attempt()
             yield Sleep(float(action))
         else:  # pragma: no cover - a loop that reraises gives nothing else
-            raise AssertionError(action)
+            raise AssertionError(action)  # noqa: TRY004
 
 
 def _with_fresh_values(

@@ -34,7 +34,7 @@ def delete_test_rows(found: Sequence[Found], marker: str) -> Steps[int]:
     marked = [table for table in found if table.has_marker]
     present = []
     for table in marked:
-        rows = yield Execute(f"SELECT EXISTS (SELECT FROM {table.sql} WHERE {quote_name(marker)})")
+        rows = yield Execute(f"SELECT EXISTS (SELECT FROM {table.sql} WHERE {quote_name(marker)})")  # noqa: S608 - names are quoted
         if rows[0][0]:
             present.append(table)
     if not present:
@@ -42,8 +42,8 @@ def delete_test_rows(found: Sequence[Found], marker: str) -> Steps[int]:
     yield from _check_references(present, found, marker)
     deleted = 0
     for table in reversed(present):
-        statement = f"WITH gone AS (DELETE FROM {table.sql} WHERE {quote_name(marker)} RETURNING 1) "
-        rows = yield Execute(statement + "SELECT count(*) FROM gone")
+        delete = f"DELETE FROM {table.sql} WHERE {quote_name(marker)} RETURNING 1"  # noqa: S608 - names are quoted
+        rows = yield Execute(f"WITH gone AS ({delete}) SELECT count(*) FROM gone")  # noqa: S608 - names are quoted
         deleted += rows[0][0]
     return deleted
 
@@ -52,9 +52,9 @@ def _check_unmarked(found: Sequence[Found], marker: str) -> Steps[None]:
     for table in found:
         if table.has_marker:
             continue
-        rows = yield Execute(f"SELECT count(*) FROM {table.sql}")
+        rows = yield Execute(f"SELECT count(*) FROM {table.sql}")  # noqa: S608 - names are quoted
         if rows[0][0]:
-            what = f"Table {table.name!r} has rows but no column {marker!r}, so test rows cannot be told from others"
+            what = f"Table {table.name!r} has rows but no column {marker!r} to tell test rows from others"
             raise RefusedError(
                 what,
                 found=f"Table: {table.schema}.{table.name}\nRows: {rows[0][0]:,}",
@@ -91,4 +91,5 @@ def _count_query(key: ForeignKey, marker: str, *, child_is_marked: bool) -> str:
     pairs = zip(key.columns, key.parent_columns, strict=True)
     same = " AND ".join(f"c.{quote_name(child)} = p.{quote_name(parent)}" for child, parent in pairs)
     stays = f" AND c.{quote_name(marker)} IS NOT TRUE" if child_is_marked else ""
-    return f"SELECT count(*) FROM {key.child} c JOIN {key.parent} p ON {same} WHERE p.{quote_name(marker)}{stays}"
+    where = f"p.{quote_name(marker)}{stays}"
+    return f"SELECT count(*) FROM {key.child} c JOIN {key.parent} p ON {same} WHERE {where}"  # noqa: S608 - names are quoted

@@ -70,10 +70,9 @@ def memory_check(limit_mb: float | None) -> Callable[[], None]:
     """
     if limit_mb is None:
         return lambda: None
-    if not isinstance(limit_mb, int | float) or isinstance(limit_mb, bool):
-        raise ParameterTypeError(
-            f"memory_limit_mb must be a number, not {type(limit_mb).__name__}: {limit_mb!r}"
-        )
+    given: object = limit_mb
+    if not isinstance(given, int | float) or isinstance(given, bool):
+        raise ParameterTypeError(f"memory_limit_mb must be a number, not {type(given).__name__}: {given!r}")
     import psutil
 
     process = psutil.Process()
@@ -194,10 +193,22 @@ def copy_blocks(
     check_memory: Callable[[], None] = lambda: None,
     stall_timeout_s: float | None = 60.0,
 ) -> Steps[int]:
-    """Copy rows that are COPY text already; see `copy_rows`.
+    """Copy rows that are COPY text already.
 
     Args:
+        table: As for `copy_rows`, like all that is not said here.
+        columns: The columns of the text.
+        blocks: Makes the text.
+        batch_size: Rows in each block, to name the batch of a refused row.
+        schema: The table's schema.
         rows_again: Makes the same rows as values, to find a refused one.
+        progress: Told about the rows sent.
+        total: Rows expected.
+        check_memory: Called for each block.
+        stall_timeout_s: Seconds without progress that are allowed.
+
+    Returns:
+        Rows copied.
     """
     counter = StepProgress(progress, f"copy {table}", total)
     source = iter(blocks())

@@ -31,12 +31,12 @@ Rules that make the data byte-identical everywhere:
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from random import Random
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -324,7 +324,7 @@ def _imported(reference: str) -> Dataset:
 def _module(name: str) -> Any:
     # The console script does not look into the working directory, `python -m` does;
     # a dataset beside the project's files must be found by both.
-    directory = os.getcwd()
+    directory = str(Path.cwd())
     if directory in sys.path or "" in sys.path:
         return importlib.import_module(name)
     sys.path.append(directory)

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 from keikaku_snapshots.datasets.attempts import Attempt, Timeouts
 from keikaku_snapshots.datasets.clean import delete_test_rows
@@ -94,19 +94,39 @@ class _Plan:
     began: float = field(default_factory=time.perf_counter)
 
 
+class Options(TypedDict, total=False):
+    """The keywords of `generate`, for type checkers."""
+
+    seed: int | str
+    reference_date: date | None
+    batch_size: int
+    clean_existing: bool
+    create_tables: bool
+    drop_and_readd_constraints: bool
+    schema: str | None
+    retry: RetryPolicy | None
+    timeouts: Timeouts | None
+    memory_limit_mb: float | None
+    allow_protected: bool
+    protected_words: Sequence[str]
+    allowed_databases: Sequence[str]
+    progress: ProgressCallback | None
+    executor: Executor | None
+
+
 @overload
 def generate(
     dataset: str | Dataset,
     scale: Scale | str,
     db: str | DatabaseURL | sqlalchemy.URL | psycopg.Connection[Any] | sqlalchemy.Connection | Session,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Generated: ...
 @overload
 def generate(
     dataset: str | Dataset,
     scale: Scale | str,
     db: psycopg.AsyncConnection[Any] | AsyncConnection | AsyncSession | asyncpg.Connection[Any],
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Awaitable[Generated]: ...
 def generate(
     dataset: str | Dataset,
@@ -180,7 +200,8 @@ def generate(
         MemoryLimitError: The memory limit was reached.
     """
     chosen = find_dataset(dataset)
-    if not isinstance(seed, int | str) or isinstance(seed, bool):
+    given: object = seed
+    if not isinstance(given, int | str) or isinstance(given, bool):
         raise ParameterTypeError(f"seed must be an integer or a str, not {type(seed).__name__}: {seed!r}")
     plan = _Plan(
         dataset=chosen,
@@ -200,9 +221,10 @@ def generate(
         progress=progress,
         executor=executor,
     )
-    return run(
+    result: Generated | Awaitable[Generated] = run(
         db, partial(_generate, plan), policy=retry, timeouts=plan.timeouts, schema=schema, finish=_timed(plan)
     )
+    return result
 
 
 def _timed(plan: _Plan) -> Callable[[Generated], Generated]:

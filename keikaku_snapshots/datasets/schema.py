@@ -113,15 +113,19 @@ ORDER BY w.ord
 _FOREIGN_KEYS = """
 SELECT c.conname::text, cn.nspname::text, cr.relname::text,
        coalesce(pg_catalog.pg_partition_root(c.conrelid), c.conrelid)::oid::int8,
-       (SELECT array_agg(a.attname::text ORDER BY k.ord) FROM unnest(c.conkey) WITH ORDINALITY AS k (num, ord)
+       (SELECT array_agg(a.attname::text ORDER BY k.ord)
+        FROM unnest(c.conkey) WITH ORDINALITY AS k (num, ord)
         JOIN pg_catalog.pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = k.num),
        pn.nspname::text, pr.relname::text,
        coalesce(pg_catalog.pg_partition_root(c.confrelid), c.confrelid)::oid::int8,
-       (SELECT array_agg(a.attname::text ORDER BY k.ord) FROM unnest(c.confkey) WITH ORDINALITY AS k (num, ord)
+       (SELECT array_agg(a.attname::text ORDER BY k.ord)
+        FROM unnest(c.confkey) WITH ORDINALITY AS k (num, ord)
         JOIN pg_catalog.pg_attribute a ON a.attrelid = c.confrelid AND a.attnum = k.num)
 FROM pg_catalog.pg_constraint c
-JOIN pg_catalog.pg_class cr ON cr.oid = c.conrelid JOIN pg_catalog.pg_namespace cn ON cn.oid = cr.relnamespace
-JOIN pg_catalog.pg_class pr ON pr.oid = c.confrelid JOIN pg_catalog.pg_namespace pn ON pn.oid = pr.relnamespace
+JOIN pg_catalog.pg_class cr ON cr.oid = c.conrelid
+JOIN pg_catalog.pg_namespace cn ON cn.oid = cr.relnamespace
+JOIN pg_catalog.pg_class pr ON pr.oid = c.confrelid
+JOIN pg_catalog.pg_namespace pn ON pn.oid = pr.relnamespace
 WHERE c.contype = 'f' AND c.conparentid = 0
   AND coalesce(pg_catalog.pg_partition_root(c.confrelid), c.confrelid)::oid = ANY ($1::int8[]::oid[])
 ORDER BY 2, 3, 1
@@ -322,7 +326,7 @@ def taken_numbers(found: Sequence[Found]) -> Steps[dict[str, int]]:
     taken: dict[str, int] = {}
     for table in found:
         for column in table.sequences:
-            rows = yield Execute(f"SELECT max({quote_name(column)})::int8 FROM {table.sql}")
+            rows = yield Execute(f"SELECT max({quote_name(column)})::int8 FROM {table.sql}")  # noqa: S608 - names are quoted
             taken[table.table.name] = max(0, rows[0][0] or 0)
     return taken
 
@@ -334,5 +338,5 @@ def reset_sequences(found: Sequence[Found]) -> Steps[None]:
     """
     for table in found:
         for column, sequence in table.sequences.items():
-            highest = f"SELECT coalesce(max({quote_name(column)}), 0)::int8 + 1 FROM {table.sql}"
+            highest = f"SELECT coalesce(max({quote_name(column)}), 0)::int8 + 1 FROM {table.sql}"  # noqa: S608 - names are quoted
             yield Execute(f"SELECT pg_catalog.setval($1::text::regclass, ({highest}), false)", (sequence,))

@@ -145,8 +145,8 @@ class TableSource:
         except (BrokenExecutor, PicklingError) as error:
             what = f"The executor's workers cannot make the rows of table {self._found.table.name!r}"
             hint = (
-                "Row functions must be functions of a module that the workers can import: no lambda, no function "
-                "inside another, and the module on their sys.path."
+                "Row functions must be functions of a module that the workers can import: "
+                "no lambda, no function inside another, and the module on their sys.path."
             )
             raise UsageError(what, found=f"{type(error).__name__}: {error}", hint=hint) from error
         self._digests.update(encoded.digest)

@@ -33,7 +33,7 @@ class Execute:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """Send COPY text (UTF-8, see `encoding`) to the server; the answer is the number of rows that it stored."""
+    """Send COPY text (UTF-8, see `encoding`); the answer is the number of rows that the server stored."""
 
     #: The table, not quoted.
     table: str
@@ -41,9 +41,9 @@ class Copy:
     schema: str | None
     #: The columns, not quoted.
     columns: tuple[str, ...]
-    #: Makes the blocks of COPY text; each is written as it comes, none is kept.
+    #: Makes the blocks of COPY text; none is kept.
     blocks: Callable[[], Iterable[bytes]]
-    #: Seconds without a block taken by the server after which the statement is cancelled; None waits for ever.
+    #: Seconds after which a COPY that takes no more blocks is cancelled; None waits for ever.
     stall_timeout_s: float | None = 60.0
 
     @property
@@ -56,7 +56,7 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Start a transaction, or a savepoint inside the caller's; the answer is True when the library owns it."""
+    """Start a transaction (the answer is True), or a savepoint inside the caller's (False)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
-    """Undo everything since `Begin`; never raises. The answer is False when the connection is gone for good."""
+    """Undo everything since `Begin`; never raises. The answer is False when the connection is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def drive_sync(steps: Steps[ResultT], target: SyncTarget) -> ResultT:
         while True:
             try:
                 answer = target.perform(step)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - the unit rolls back and raises it again
                 step = steps.throw(error)
             else:
                 step = steps.send(answer)
@@ -137,7 +137,7 @@ async def drive_async(steps: Steps[ResultT], target: AsyncTarget) -> ResultT:
         while True:
             try:
                 answer = await target.perform(step)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - the unit rolls back and raises it again
                 step = steps.throw(error)
             else:
                 step = steps.send(answer)

@@ -290,7 +290,8 @@ def check_driver(dialect: Any) -> None:
         ParameterTypeError: Another database than PostgreSQL, or another driver.
     """
     if dialect.name != "postgresql" or dialect.driver not in {"psycopg", "psycopg_async", "asyncpg"}:
-        what = f"SQLAlchemy uses {dialect.name}+{dialect.driver}; needed is postgresql+psycopg or postgresql+asyncpg"
+        found = f"{dialect.name}+{dialect.driver}"
+        what = f"SQLAlchemy uses {found}; needed is postgresql+psycopg or postgresql+asyncpg"
         raise ParameterTypeError(what, hint="Create the engine with postgresql+psycopg://…")
 
 

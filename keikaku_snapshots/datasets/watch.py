@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from keikaku_snapshots.errors import ConnectError, OperationTimeoutError
 
@@ -61,7 +61,7 @@ class StallWatch(_Watch):
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, name="keikaku-copy-watch", daemon=True)
 
-    def __enter__(self) -> StallWatch:
+    def __enter__(self) -> Self:
         if self._limit_s is not None:
             self._thread.start()
         return self
@@ -99,7 +99,7 @@ class AsyncStallWatch(_Watch):
         self._cancel, self._is_lost = cancel, is_lost
         self._task: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> AsyncStallWatch:
+    async def __aenter__(self) -> Self:
         if self._limit_s is not None:
             self._task = asyncio.create_task(self._look())
         return self
