@@ -335,13 +335,9 @@ def test_the_canary_password_is_nowhere(tmp_path: Path, caplog: pytest.LogCaptur
     texts = []
     for name, steps in scripts.items():
         fake = make_fake(tmp_path, *steps, name=name)
-        for attempt in (
-            lambda fake=fake: run_pg_dump(fake.tools, URL, tmp_path / "o", timeout_s=0.5, grace_s=0.1),
-            lambda fake=fake: run_psql(fake.tools, URL, ["x"], timeout_s=0.5, grace_s=0.1),
-            lambda fake=fake: run_pg_restore(fake.tools, URL, "x", timeout_s=0.5, grace_s=0.1),
-        ):
+        for program in ("pg_dump", "psql", "pg_restore"):
             try:
-                result = attempt()
+                result = _run(fake, program, tmp_path, timeout_s=0.5)
                 error: errors.KeikakuError = translate_tool_failure(result, URL, doing="testing")
                 texts += [repr(result), result.stderr]
             except errors.OperationTimeoutError as caught:
@@ -572,12 +568,12 @@ def test_a_failure_is_told_in_plain_words(
     assert error.details["program"] == program
 
 
-def _run(fake: Fake, program: str, tmp_path: Path) -> ToolResult:
+def _run(fake: Fake, program: str, tmp_path: Path, timeout_s: float | None = None) -> ToolResult:
     if program == "pg_dump":
-        return run_pg_dump(fake.tools, URL, tmp_path / "out")
+        return run_pg_dump(fake.tools, URL, tmp_path / "out", timeout_s=timeout_s, grace_s=0.1)
     if program == "psql":
-        return run_psql(fake.tools, URL, [tmp_path / "x"])
-    return run_pg_restore(fake.tools, URL, tmp_path / "x")
+        return run_psql(fake.tools, URL, [tmp_path / "x"], timeout_s=timeout_s, grace_s=0.1)
+    return run_pg_restore(fake.tools, URL, tmp_path / "x", timeout_s=timeout_s, grace_s=0.1)
 
 
 CONSTRAINT = """\
@@ -615,8 +611,8 @@ def test_pg_restore_names_the_constraint_from_its_words() -> None:
     text = (
         "pg_restore: while PROCESSING TOC:\n"
         "pg_restore: from TOC entry 3; 2606 5 FK CONSTRAINT b b_fk mika\n"
-        'pg_restore: error: could not execute query: ERROR:  insert or update on table "b" violates '
-        'foreign key constraint "b_fk"\nDETAIL:  Key (a)=(77) is not present in table "a".\nCommand was: ALTER TABLE x\n'
+        'pg_restore: error: could not execute query: ERROR:  insert or update on table "b" '
+        'violates foreign key constraint "b_fk"\nDETAIL:  Key (a)=(77) is not present in table "a".\nCommand was: ALTER TABLE x\n'
     )
     error = translate_tool_failure(ToolResult("/x/pg_restore", 1, text, "", 0.1), URL, doing="restoring")
 
