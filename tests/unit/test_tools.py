@@ -612,8 +612,8 @@ def test_pg_restore_names_the_constraint_from_its_words() -> None:
         "pg_restore: while PROCESSING TOC:\n"
         "pg_restore: from TOC entry 3; 2606 5 FK CONSTRAINT b b_fk mika\n"
         'pg_restore: error: could not execute query: ERROR:  insert or update on table "b" '
-        ""
-        'violates foreign key constraint "b_fk"\nDETAIL:  Key (a)=(77) is not present in table "a".\nCommand was: ALTER TABLE x\n'
+        'violates foreign key constraint "b_fk"\n'
+        'DETAIL:  Key (a)=(77) is not present in table "a".\nCommand was: ALTER TABLE x\n'
     )
     error = translate_tool_failure(ToolResult("/x/pg_restore", 1, text, "", 0.1), URL, doing="restoring")
 
