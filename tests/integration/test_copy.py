@@ -70,7 +70,7 @@ AWKWARD = [
 
 
 def test_awkward_values_arrive_as_they_are(each_server: Server, make_database: Any) -> None:
-    """FAULTS 19: every character arrives, among them a line `\\.`, as with psycopg's own write_row."""
+    r"""FAULTS 19: every character arrives, among them a line `\\.`, as with psycopg's own write_row."""
     with connect(make_database(each_server)) as connection:
         connection.execute(
             "CREATE TABLE ours (n int, a text, b text); CREATE TABLE theirs (n int, a text, b text)"
@@ -176,9 +176,10 @@ def test_other_refusals_name_their_place(
     """A9: not-null, check, and values of a wrong form are told in the same way."""
     good = ("1", "1", "0", "good", "1")
 
+    rows = [good, (*good[:3], "x", "1"), row]
+
     with pytest.raises(kind) as raised:
-        copy(connection, "children", ("id", "parent_id", "other_id", "code", "size"), [good, good[:3] + ("x", "1"), row],
-             batch_size=2)  # fmt: skip
+        copy(connection, "children", ("id", "parent_id", "other_id", "code", "size"), rows, batch_size=2)
 
     assert part in str(raised.value)
     assert "Batch: 2" in str(raised.value)
@@ -217,7 +218,8 @@ def test_a_trigger_that_drops_rows_is_found(connection: Connection) -> None:
     """Rows that a trigger swallows are an error, not a smaller dataset."""
     connection.execute(
         "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
-        "CREATE TRIGGER swallow BEFORE INSERT ON parents FOR EACH ROW WHEN (NEW.id = 6) EXECUTE FUNCTION swallow()"
+        "CREATE TRIGGER swallow BEFORE INSERT ON parents FOR EACH ROW WHEN (NEW.id = 6) EXECUTE "
+        "FUNCTION swallow()"
     )
 
     with pytest.raises(DataError, match="stored 1 of 2 rows"):

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import re
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from multiprocessing import get_context
 from typing import TYPE_CHECKING, Any
 
@@ -164,7 +164,8 @@ def test_rows_that_are_not_test_data_stay(database: DatabaseURL) -> None:
     make(database)
     with connect(database) as connection:
         connection.execute(
-            "INSERT INTO customers SELECT gen_random_uuid(), 'real', 'real@example.org', 'gold', '{}', '{}', false;"
+            "INSERT INTO customers SELECT gen_random_uuid(), 'real', 'real@example.org', "
+            "'gold', '{}', '{}', false;"
             "INSERT INTO orders OVERRIDING SYSTEM VALUE SELECT 900, id, '2026-01-01', NULL, false "
             "FROM customers WHERE NOT is_test_data"
         )
@@ -183,19 +184,20 @@ def test_rows_that_are_not_test_data_stay(database: DatabaseURL) -> None:
 
 
 def test_an_insert_after_the_load_gets_a_free_number(database: DatabaseURL) -> None:
-    """FAULTS 82, 84: the identity column (GENERATED ALWAYS) is filled by COPY, and its sequence goes on after it."""
+    """FAULTS 82, 84: the identity column (GENERATED ALWAYS) is filled by COPY, and its sequence goes on."""
     make(database)
 
     with connect(database) as connection:
         row = connection.execute(
-            "INSERT INTO orders (customer_id, ordered_on) SELECT id, '2026-01-01' FROM customers LIMIT 1 RETURNING id"
+            "INSERT INTO orders (customer_id, ordered_on) SELECT id, '2026-01-01' FROM "
+            "customers LIMIT 1 RETURNING id"
         ).fetchone()
 
     assert row == (501,)
 
 
 def test_without_cleaning_seeded_rows_collide(database: DatabaseURL) -> None:
-    """A10, A12: clean_existing=False leaves the old rows; the same seed then collides, and nothing changes."""
+    """A10, A12: clean_existing=False leaves the old rows; the same seed collides, nothing changes."""
     make(database)
 
     with pytest.raises(UniqueError, match="customers"):
@@ -206,18 +208,24 @@ def test_without_cleaning_seeded_rows_collide(database: DatabaseURL) -> None:
 
 OUTSIDE = {
     "a table outside that cascades": (
-        "CREATE TABLE reviews (order_id bigint CONSTRAINT of_order REFERENCES orders ON DELETE CASCADE);"
-        "INSERT INTO reviews SELECT id FROM orders LIMIT 3",
+        (
+            "CREATE TABLE reviews (order_id bigint CONSTRAINT of_order REFERENCES orders ON DELETE CASCADE);"
+            "INSERT INTO reviews SELECT id FROM orders LIMIT 3"
+        ),
         r"public\.?\"?\.?\"?reviews\"?: 3 rows refer to test rows of .*orders.* \(constraint of_order\)",
     ),
     "a table outside that sets null": (
-        "CREATE TABLE reviews (customer uuid CONSTRAINT of_one REFERENCES customers ON DELETE SET NULL);"
-        "INSERT INTO reviews SELECT id FROM customers LIMIT 2",
+        (
+            "CREATE TABLE reviews (customer uuid CONSTRAINT of_one REFERENCES customers ON DELETE SET NULL);"
+            "INSERT INTO reviews SELECT id FROM customers LIMIT 2"
+        ),
         "reviews.*: 2 rows refer to test rows of .*customers",
     ),
     "its own test mark does not help a table outside": (
-        "CREATE TABLE reviews (customer uuid REFERENCES customers, is_test_data boolean);"
-        "INSERT INTO reviews SELECT id, true FROM customers LIMIT 2",
+        (
+            "CREATE TABLE reviews (customer uuid REFERENCES customers, is_test_data boolean);"
+            "INSERT INTO reviews SELECT id, true FROM customers LIMIT 2"
+        ),
         "reviews.*: 2 rows",
     ),
     "a real row of a table of the dataset": (
@@ -225,14 +233,20 @@ OUTSIDE = {
         "orders.*: 1 rows refer to test rows of .*customers",
     ),
     "a row whose mark is null": (
-        "ALTER TABLE orders ALTER is_test_data DROP NOT NULL;"
-        "INSERT INTO orders (customer_id, ordered_on, is_test_data) SELECT id, '2026-01-01', NULL FROM customers LIMIT 1",
+        (
+            "ALTER TABLE orders ALTER is_test_data DROP NOT NULL;"
+            "INSERT INTO orders (customer_id, ordered_on, is_test_data) SELECT id, '2026-01-01', "
+            "NULL FROM customers LIMIT 1"
+        ),
         "orders.*: 1 rows",
     ),
     "a partitioned table, by a key of two columns": (
-        "CREATE TABLE reviews (o bigint, l int, FOREIGN KEY (o, l) REFERENCES order_lines ON DELETE CASCADE)"
-        " PARTITION BY RANGE (o); CREATE TABLE reviews_1 PARTITION OF reviews DEFAULT;"
-        "INSERT INTO reviews SELECT order_id, line_number FROM order_lines LIMIT 4",
+        (
+            "CREATE TABLE reviews (o bigint, l int, "
+            "FOREIGN KEY (o, l) REFERENCES order_lines ON DELETE CASCADE) "
+            "PARTITION BY RANGE (o); CREATE TABLE reviews_1 PARTITION OF reviews DEFAULT;"
+            "INSERT INTO reviews SELECT order_id, line_number FROM order_lines LIMIT 4"
+        ),
         "reviews.*: 4 rows refer to test rows of .*order_lines",
     ),
 }
@@ -321,32 +335,62 @@ def test_only_missing_tables_are_created(database: DatabaseURL) -> None:
 
 
 DRIFT = {
-    "ALTER TABLE customers DROP COLUMN preferences": "public.customers: column preferences is missing",
-    "ALTER TABLE orders ADD shop text NOT NULL DEFAULT 'x'; ALTER TABLE orders ALTER shop DROP DEFAULT":
+    "a missing column": (
+        ["ALTER TABLE customers DROP COLUMN preferences"],
+        "public.customers: column preferences is missing",
+    ),
+    "a column that must have a value": (
+        [
+            "ALTER TABLE orders ADD shop text NOT NULL DEFAULT 'x'",
+            "ALTER TABLE orders ALTER shop DROP DEFAULT",
+        ],
         "orders: column shop .text. is NOT NULL without a default",
-    "ALTER TABLE orders ALTER ordered_on TYPE text": "orders: column ordered_on is text, the dataset has DATE",
-    "ALTER TABLE customers ALTER interests TYPE integer[] USING '{}'": r"interests is integer\[\], the dataset has TEXT\[\]",
-    "ALTER TABLE customers ALTER tier TYPE text; DROP TYPE customer_tier; CREATE TYPE customer_tier AS ENUM ('basic');"
-    "DELETE FROM order_lines; DELETE FROM orders; DELETE FROM customers;"
-    "ALTER TABLE customers ALTER tier TYPE customer_tier USING tier::customer_tier": "its enum lacks gold, platinum",
-    "ALTER TABLE order_lines DROP COLUMN price; ALTER TABLE order_lines ADD price numeric GENERATED ALWAYS AS (1) STORED":
+    ),
+    "another type": (
+        ["ALTER TABLE orders ALTER ordered_on TYPE text"],
+        "orders: column ordered_on is text, the dataset has DATE",
+    ),
+    "an array of another type": (
+        ["ALTER TABLE customers ALTER interests TYPE integer[] USING '{}'"],
+        r"interests is integer\[\], the dataset has TEXT\[\]",
+    ),
+    "an enum with fewer labels": (
+        [
+            "ALTER TABLE customers ALTER tier TYPE text",
+            "DROP TYPE customer_tier",
+            "CREATE TYPE customer_tier AS ENUM ('basic')",
+            "TRUNCATE customers, orders, order_lines",
+            "ALTER TABLE customers ALTER tier TYPE customer_tier USING tier::customer_tier",
+        ],
+        "its enum lacks gold, platinum",
+    ),
+    "a generated column": (
+        [
+            "ALTER TABLE order_lines DROP COLUMN price",
+            "ALTER TABLE order_lines ADD price numeric GENERATED ALWAYS AS (1) STORED",
+        ],
         "column price is generated by the server",
-    "ALTER TABLE order_lines RENAME TO old; CREATE VIEW order_lines AS SELECT * FROM old": "order_lines is no table",
-}  # fmt: skip
+    ),
+    "a view": (
+        ["ALTER TABLE order_lines RENAME TO old", "CREATE VIEW order_lines AS SELECT * FROM old"],
+        "order_lines is no table",
+    ),
+}
 
 
-@pytest.mark.parametrize("sql", DRIFT)
-def test_tables_of_another_form_are_told_before_anything_is_touched(database: DatabaseURL, sql: str) -> None:
+@pytest.mark.parametrize("case", DRIFT)
+def test_tables_of_another_form_are_told_before_anything_is_touched(database: DatabaseURL, case: str) -> None:
     """A database with another schema: every difference is named, nothing is changed."""
+    statements, message = DRIFT[case]
     make(database)
     with connect(database) as connection:
-        connection.execute(sql)
+        connection.execute("; ".join(statements).encode())
         before = connection.execute("SELECT count(*), max(xmin::text) FROM orders").fetchone()
 
         with pytest.raises(SchemaDriftError) as raised:
             make(database)
 
-        assert re.search(DRIFT[sql], str(raised.value)), str(raised.value)
+        assert re.search(message, str(raised.value)), str(raised.value)
         assert connection.execute("SELECT count(*), max(xmin::text) FROM orders").fetchone() == before
 
 
@@ -354,8 +398,9 @@ def test_all_differences_are_told_at_once(database: DatabaseURL) -> None:
     """Not one error after the other, but the whole list."""
     make(database)
     with connect(database) as connection:
-        connection.execute("ALTER TABLE customers DROP COLUMN name; ALTER TABLE orders ADD x int NOT NULL DEFAULT 0;"
-                           "ALTER TABLE orders ALTER x DROP DEFAULT")  # fmt: skip
+        connection.execute("ALTER TABLE customers DROP COLUMN name")
+        connection.execute("ALTER TABLE orders ADD x int NOT NULL DEFAULT 0")
+        connection.execute("ALTER TABLE orders ALTER x DROP DEFAULT")
 
     with pytest.raises(SchemaDriftError, match=r"(?s)column name is missing.*column x "):
         make(database)
@@ -366,9 +411,12 @@ def test_harmless_differences_are_no_obstacle(database: DatabaseURL) -> None:
     make(database)
     with connect(database) as connection:
         connection.execute(
-            "ALTER TABLE customers ALTER name TYPE varchar(80), ADD since date DEFAULT now(), ADD remark text;"
-            "ALTER TABLE order_lines ALTER line_number TYPE bigint; CREATE DOMAIN money_amount AS numeric(8,2);"
-            "ALTER TABLE order_lines ALTER price TYPE money_amount; ALTER TABLE customers ALTER tier TYPE text"
+            "ALTER TABLE customers ALTER name TYPE varchar(80), ADD since date DEFAULT now(), "
+            "ADD remark text;"
+            "ALTER TABLE order_lines ALTER line_number TYPE bigint; CREATE DOMAIN money_amount "
+            "AS numeric(8,2);"
+            "ALTER TABLE order_lines ALTER price TYPE money_amount; ALTER TABLE customers ALTER "
+            "tier TYPE text"
         )
 
     assert make(database).rows == ROWS
@@ -392,8 +440,10 @@ def test_row_security_makes_it_fail(database: DatabaseURL, server: Server) -> No
     with connect(database) as connection:
         connection.execute(
             "ALTER TABLE orders ENABLE ROW LEVEL SECURITY;"
-            "CREATE POLICY a_few ON orders USING (id < 10); GRANT ALL ON ALL TABLES IN SCHEMA public TO keikaku_owner;"
-            "GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO keikaku_owner; GRANT USAGE ON SCHEMA public TO keikaku_owner"
+            "CREATE POLICY a_few ON orders USING (id < 10); GRANT ALL ON ALL TABLES IN SCHEMA "
+            "public TO keikaku_owner;"
+            "GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO keikaku_owner; GRANT USAGE ON "
+            "SCHEMA public TO keikaku_owner"
         )
 
     with pytest.raises(AccessDeniedError, match="row-level security"):
@@ -433,16 +483,18 @@ def definitions(url: DatabaseURL) -> list[Any]:
     """Constraints and indexes with their comments."""
     with connect(url) as connection:
         return connection.execute(
-            "SELECT conname, pg_get_constraintdef(oid), obj_description(oid), convalidated::text FROM pg_constraint "
+            "SELECT conname, pg_get_constraintdef(oid), obj_description(oid), "
+            "convalidated::text FROM pg_constraint "
             "WHERE connamespace = 'public'::regnamespace UNION ALL "
             "SELECT indexrelid::regclass::text, pg_get_indexdef(indexrelid), obj_description(indexrelid), '' "
-            "FROM pg_index WHERE indrelid IN (SELECT oid FROM pg_class WHERE relnamespace = 'public'::regnamespace) "
+            "FROM pg_index WHERE indrelid IN (SELECT oid FROM pg_class WHERE relnamespace = "
+            "'public'::regnamespace) "
             "ORDER BY 1, 2"
         ).fetchall()
 
 
 def test_dropped_constraints_and_indexes_come_back(each_server: Server, make_database: MakeDatabase) -> None:
-    """drop_and_readd_constraints: afterwards every constraint, index and comment is there again, validated."""
+    """drop_and_readd_constraints: every constraint, index and comment is there again, validated."""
     url = make_database(each_server)
     make(url)
     with connect(url) as connection:
@@ -546,7 +598,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "batch True": ({"batch_size": True}, TypeError, "batch_size must be an integer"),
     "seed": ({"seed": 1.5}, TypeError, "seed must be an integer or a str, not float: 1.5"),
     "day": ({"reference_date": "2026-01-01"}, TypeError, "reference_date must be a date, not str"),
-    "moment": ({"reference_date": datetime(2026, 1, 1)}, TypeError, "not datetime"),
+    "moment": ({"reference_date": datetime(2026, 1, 1, tzinfo=UTC)}, TypeError, "not datetime"),
     "memory": ({"memory_limit_mb": "1"}, TypeError, "memory_limit_mb must be a number"),
 }
 

@@ -26,7 +26,8 @@ def test_the_example_runs_from_its_folder(database: DatabaseURL, tmp_path: Path)
     """A6: `--dataset bookshop:dataset` in the example's folder makes tables, rows and a snapshot."""
     environment = {**os.environ, "PYTHONPATH": str(FOLDER.parents[1])}
     command = [
-        sys.executable, "-m", "keikaku_snapshots.generate", "--dataset", "bookshop:dataset", "--scale", "small",
+        sys.executable, "-m", "keikaku_snapshots.generate", "--dataset", "bookshop:dataset",
+        "--scale", "small",
         "--db-url", database.text, "--snapshot-dir", str(tmp_path), "--json",
     ]  # fmt: skip
 
@@ -45,7 +46,8 @@ def test_every_type_arrives(database: DatabaseURL) -> None:
 
     with connect(database) as connection:
         row = connection.execute(
-            "SELECT jsonb_typeof(preferences->'newsletter'), preferences->>'language', cardinality(interests), "
+            "SELECT jsonb_typeof(preferences->'newsletter'), preferences->>'language', "
+            "cardinality(interests), "
             "pg_typeof(tier)::text FROM customers LIMIT 1"
         ).fetchone()
         assert row == ("boolean", "ja", 2, "customer_tier")

@@ -149,7 +149,8 @@ def test_the_callers_settings_come_back(tables: DatabaseURL, kind: str) -> None:
             await one.execute("SET LOCAL TimeZone = 'Asia/Tokyo'")
             await settled(run(one.db, unit, timeouts=Timeouts(statement_s=5, lock_s=6)))
             await one.execute(
-                "INSERT INTO things SELECT 1, current_setting('statement_timeout') || current_setting('TimeZone')"
+                "INSERT INTO things SELECT 1, current_setting('statement_timeout') || "
+                "current_setting('TimeZone')"
             )
             await one.end("commit")
 
@@ -279,7 +280,8 @@ def test_a_serialization_failure_is_tried_again(tables: DatabaseURL, kind: str) 
     with connect(tables) as connection:
         connection.execute(
             "CREATE SEQUENCE tries; CREATE FUNCTION fail_once() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-            "IF nextval('tries') = 1 THEN RAISE EXCEPTION 'once' USING ERRCODE = '40001'; END IF; RETURN NEW; END $$;"
+            "IF nextval('tries') = 1 THEN RAISE EXCEPTION 'once' USING ERRCODE = '40001'; END "
+            "IF; RETURN NEW; END $$;"
             "CREATE TRIGGER fail_once BEFORE INSERT ON things FOR EACH STATEMENT EXECUTE FUNCTION fail_once()"
         )
 

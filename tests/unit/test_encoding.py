@@ -42,7 +42,7 @@ def test_every_text_and_null_comes_back(rows: list[tuple[str | None, ...]]) -> N
 
 
 def test_the_four_special_characters_are_escaped() -> None:
-    """Backslash, tab, newline and carriage return are escaped; the text \\N stays a text."""
+    r"""Backslash, tab, newline and carriage return are escaped; the text \\N stays a text."""
     assert (
         encode_rows([("\\N", None, "a\tb\nc\rd\\.")], ("a", "b", "c")) == b"\\\\N\t\\N\ta\\tb\\nc\\rd\\\\.\n"
     )
