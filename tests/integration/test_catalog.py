@@ -1,4 +1,5 @@
 """What the catalog says, on every version."""
+# ruff: noqa: E501 - SQL reads better in long lines
 
 from __future__ import annotations
 
@@ -13,12 +14,12 @@ from keikaku_snapshots.postgres import catalog
 from keikaku_snapshots.postgres.catalog import SequenceState, TableName
 from keikaku_snapshots.postgres.connect import connect
 from keikaku_snapshots.postgres.databases import obstacles_to_writing
-from tests import servers
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from keikaku_snapshots.postgres.url import DatabaseURL
+    from tests import servers
     from tests.conftest import MakeDatabase
 
 RICH = """
@@ -366,6 +367,18 @@ def test_owners_and_grants_are_given_back(each_server: servers.Server, make_data
 
         assert catalog.apply_owners_and_grants(new, wanted) == []
         assert catalog.owners_and_grants(new) == wanted
+        questions = """
+            SELECT has_schema_privilege('keikaku_owner', 'public', 'USAGE'),
+                   has_schema_privilege('keikaku_owner', 's', 'CREATE'),
+                   has_table_privilege('keikaku_owner', 's.staffs', 'DELETE'),
+                   has_table_privilege('keikaku_creator', 's.offices', 'INSERT WITH GRANT OPTION'),
+                   has_column_privilege('keikaku_creator', 's.staffs', 'mood', 'UPDATE'),
+                   has_function_privilege('keikaku_owner', 's.one(int)', 'EXECUTE'),
+                   has_sequence_privilege('keikaku_owner', 's.free', 'USAGE'),
+                   (SELECT count(*) FROM pg_default_acl)
+        """
+        answers = (False, True, True, True, True, False, True, 2)
+        assert [one.execute(questions).fetchone() for one in (old, new)] == [answers, answers]
         assert {"keikaku_owner", "keikaku_creator", "postgres"} <= set(catalog.roles_needed(old))
 
 

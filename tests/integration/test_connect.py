@@ -197,7 +197,8 @@ def test_text_is_utf8_whatever_the_database_is(server: servers.Server, make_data
     with server.admin() as admin:
         admin.execute(f'DROP DATABASE "{url.database}"'.encode())
         admin.execute(
-            f"CREATE DATABASE \"{url.database}\" TEMPLATE template0 ENCODING LATIN1 LC_COLLATE 'C' LC_CTYPE 'C'".encode()
+            f'CREATE DATABASE "{url.database}" TEMPLATE template0 '
+            "ENCODING LATIN1 LC_COLLATE 'C' LC_CTYPE 'C'".encode()
         )
 
     with connect(url) as connection:

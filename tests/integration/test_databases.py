@@ -19,13 +19,13 @@ from keikaku_snapshots import errors
 from keikaku_snapshots.postgres import databases
 from keikaku_snapshots.postgres.connect import connect
 from keikaku_snapshots.postgres.databases import Identity, sibling_name
-from tests import servers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from keikaku_snapshots.postgres.connect import Connection
     from keikaku_snapshots.postgres.url import DatabaseURL
+    from tests import servers
     from tests.conftest import MakeDatabase
 
 
@@ -113,7 +113,7 @@ def test_a_busy_lock_is_waited_for(database: DatabaseURL) -> None:
     holder.start()
     held.wait(10)
     with (
-        pytest.raises(errors.LockBusyError, match="after 0.05 s"),
+        pytest.raises(errors.LockBusyError, match=r"after 0\.05 s"),
         databases.target_lock(database, wait_s=0.05),
     ):
         pass
@@ -184,7 +184,8 @@ def test_a_scratch_database_sorts_as_the_target_and_is_marked(
         connection.execute(sql.SQL("DROP DATABASE {}").format(sql.Identifier(url.database)))
         connection.execute(
             sql.SQL(
-                "CREATE DATABASE {} TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' OWNER keikaku_owner"
+                "CREATE DATABASE {} TEMPLATE template0 "
+                "ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' OWNER keikaku_owner"
             ).format(sql.Identifier(url.database))
         )
         name = sibling_name("new", url.database)
@@ -253,7 +254,10 @@ def test_a_client_killed_while_creating_leaves_a_marked_database(
     )
     child.line()
     with server.admin() as admin:
-        creating = "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'CREATE DATABASE%%' AND query LIKE %s AND pid <> pg_backend_pid()"
+        creating = (
+            "SELECT 1 FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
+            "AND query LIKE 'CREATE DATABASE%%' AND query LIKE %s"
+        )
         _eventually(
             lambda: (
                 admin.execute(creating, (f"%{name}%",)).fetchone()
@@ -329,7 +333,7 @@ def test_a_foreign_database_is_never_dropped(server: servers.Server, make_databa
     with _maintenance(url) as connection:
         with pytest.raises(errors.RefusedError, match="not made by"):
             databases.drop(connection, url.database)
-        databases.sweep(connection)
+        databases.sweep(connection, target=url.database)
 
         assert databases.database_exists(connection, url.database)
         assert databases.drop(connection, "keikaku_new_nosuch") is False
@@ -449,8 +453,8 @@ def test_a_subscription_is_an_obstacle(server: servers.Server, database: Databas
     """FAULTS 101: it keeps the old database from being dropped."""
     with server.admin(database.database) as admin:
         admin.execute(
-            f"CREATE SUBSCRIPTION \"sub_{database.database}\" CONNECTION 'host=nowhere.invalid' PUBLICATION p "
-            "WITH (connect = false, slot_name = NONE)".encode()
+            f"CREATE SUBSCRIPTION \"sub_{database.database}\" CONNECTION 'host=nowhere.invalid' "
+            "PUBLICATION p WITH (connect = false, slot_name = NONE)".encode()
         )
     with _maintenance(database) as connection:
         (reason,) = databases.obstacles_to_swap(connection, database.database)
@@ -597,7 +601,7 @@ def test_a_client_killed_in_the_swap_leaves_both_names_valid(
     child.kill()
 
     with _maintenance(url) as connection:
-        _eventually(lambda: not [one for one in _swappers(connection)])
+        _eventually(lambda: not _swappers(connection))
         rows = connection.execute(
             "SELECT datname, datallowconn FROM pg_database WHERE datname = ANY (%s) ORDER BY 1",
             ([url.database, new, old],),
