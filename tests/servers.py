@@ -192,9 +192,11 @@ def drop_database(server: Server, name: str) -> None:
             assert isinstance(found, str)
             _release(server, connection, found)
             identifier = sql.Identifier(found)
-            # A database that the server is dropping at this moment can be dropped again, but not altered.
-            with contextlib.suppress(psycopg.errors.ObjectNotInPrerequisiteState, psycopg.errors.InvalidCatalogName):
-                connection.execute(sql.SQL("ALTER DATABASE {} WITH IS_TEMPLATE false").format(identifier))
+            # A database that the server is dropping at this moment can be dropped again, but not altered;
+            # the server even ends the session that tries (FATAL), so it is one of its own.
+            gone = (psycopg.errors.ObjectNotInPrerequisiteState, psycopg.errors.InvalidCatalogName)
+            with contextlib.suppress(*gone), server.admin() as altering:
+                altering.execute(sql.SQL("ALTER DATABASE {} WITH IS_TEMPLATE false").format(identifier))
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(identifier))
 
 
