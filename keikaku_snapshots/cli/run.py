@@ -5,6 +5,7 @@ Nothing else at the command line catches errors or leaves the process.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -62,13 +63,20 @@ def run(command: click.Command, arguments: list[str], program: str) -> int:
             result = command.invoke(context)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader (head, less) has left; its pipe would fail again when
-        # Python flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _SIGNAL_BASE + signal.SIGPIPE
+        return _SIGNAL_BASE + signal.SIGPIPE  # the reader (head, less) has left
     except BaseException as error:  # noqa: BLE001 - the one place where everything ends
         return present(error, output)
+    finally:
+        _settle_stdout()
     return result if isinstance(result, int) else 0
+
+
+def _settle_stdout() -> None:
+    """Let what cannot be written not fail again when Python flushes at exit, with a code of its own."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _raise_on_signals() -> None:
@@ -134,11 +142,18 @@ def present(error: BaseException, output: Output) -> int:
 def _present(
     output: Output, code: int, kind: str, headline: str, *, found: str = "", hint: str = "", hint_ja: str = ""
 ) -> int:
+    with contextlib.suppress(OSError):  # the terminal is gone; the code remains
+        _say(output, code, kind, headline, found=found, hint=hint, hint_ja=hint_ja)
+    return code
+
+
+def _say(  # the parts of one message
+    output: Output, code: int, kind: str, headline: str, *, found: str, hint: str, hint_ja: str
+) -> None:
     in_japanese = os.environ.get("KEIKAKU_LANG", "").lower().startswith("ja")
     parts = output.error(headline, found=found, hint=hint, hint_ja=hint_ja if in_japanese else "")
     if output.as_json:
         output.document({"error": {"type": kind, "exit_code": code, **parts}})
-    return code
 
 
 def _trace(error: BaseException, output: Output) -> None:
