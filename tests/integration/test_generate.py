@@ -32,6 +32,7 @@ from keikaku_snapshots.postgres.connect import RetryPolicy
 from tests import bookshop
 from tests.callers import caller, settled
 from tests.servers import connect
+from tests.waiting import until_somebody_waits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -269,14 +270,29 @@ def test_rows_outside_that_refer_to_test_rows_stop_it(database: DatabaseURL, cas
 
 
 def test_a_reference_that_comes_at_the_same_moment_is_not_overlooked(database: DatabaseURL) -> None:
-    """A12: a row that another session is just inserting is waited for; no cascade deletes it."""
+    """A12: a row that another session is just inserting is waited for and counted; no cascade deletes it."""
     make(database)
-    with connect(database) as connection:
+    with connect(database) as connection, ThreadPoolExecutor(1) as pool:
         connection.execute("CREATE TABLE reviews (customer uuid REFERENCES customers ON DELETE CASCADE)")
         with connection.transaction():
             connection.execute("INSERT INTO reviews SELECT id FROM customers LIMIT 1")
-            with pytest.raises(DatabaseInUseError, match="lock was not granted"):
-                make(database, timeouts=Timeouts(lock_s=0.2), retry=QUICK)
+            generating = pool.submit(make, database)
+            until_somebody_waits(database)
+
+        with pytest.raises(TestDataReferencedError, match="reviews.*: 1 rows"):
+            generating.result()
+
+    assert content(database) == STORED
+
+
+def test_a_session_in_the_way_ends_it_at_the_lock_limit(database: DatabaseURL) -> None:
+    """Another session that has written to the tables and does not end: an error, nothing changed."""
+    make(database)
+    with connect(database) as connection, connection.transaction():
+        connection.execute("UPDATE orders SET note = 'mine' WHERE id = 1")
+        with pytest.raises(DatabaseInUseError, match="lock was not granted"):
+            make(database, timeouts=Timeouts(lock_s=0.2), retry=QUICK)
+        raise psycopg.Rollback
 
     assert content(database) == STORED
 

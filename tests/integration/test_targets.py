@@ -27,9 +27,10 @@ from keikaku_snapshots.postgres.connect import RetryPolicy
 from tests.callers import IN_TRANSACTION, OWNED, caller, settled
 from tests.proxy import Proxy, after_bytes, at_commit_after_it_was_done, at_commit_before_it_is_done
 from tests.servers import connect
+from tests.waiting import until_somebody_waits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from keikaku_snapshots.datasets.steps import Steps
     from keikaku_snapshots.postgres.url import DatabaseURL
@@ -386,7 +387,7 @@ def test_a_cancelled_task_leaves_a_clean_connection(tables: DatabaseURL, kind: s
             with connect(tables) as other, other.transaction():
                 other.execute("LOCK TABLE things")
                 task = asyncio.ensure_future(run(one.db, loading(1), timeouts=Timeouts(lock_s=None)))
-                await asyncio.to_thread(_until_waiting, tables)
+                await asyncio.to_thread(until_somebody_waits, tables)
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await task
@@ -397,19 +398,6 @@ def test_a_cancelled_task_leaves_a_clean_connection(tables: DatabaseURL, kind: s
     asyncio.run(main())
 
     assert stored(tables) == [2]
-
-
-def _until_waiting(url: DatabaseURL) -> None:
-    with connect(url) as connection:
-        waiting: Iterator[Any] = iter(
-            lambda: connection.execute(
-                "SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database "
-                "WHERE NOT l.granted AND d.datname = current_database())"
-            ).fetchone(),
-            (True,),
-        )
-        for _ in waiting:
-            pass
 
 
 def test_an_interrupt_rolls_back(tables: DatabaseURL) -> None:
