@@ -279,7 +279,7 @@ def test_a_reference_that_comes_at_the_same_moment_is_not_overlooked(database: D
             generating = pool.submit(make, database)
             until_somebody_waits(database)
 
-        with pytest.raises(TestDataReferencedError, match="reviews.*: 1 rows"):
+        with pytest.raises(TestDataReferencedError, match=r"reviews.*: 1 rows"):
             generating.result()
 
     assert content(database) == STORED
@@ -288,11 +288,12 @@ def test_a_reference_that_comes_at_the_same_moment_is_not_overlooked(database: D
 def test_a_session_in_the_way_ends_it_at_the_lock_limit(database: DatabaseURL) -> None:
     """Another session that has written to the tables and does not end: an error, nothing changed."""
     make(database)
-    with connect(database) as connection, connection.transaction():
+    with connect(database) as connection:
+        connection.execute("BEGIN")
         connection.execute("UPDATE orders SET note = 'mine' WHERE id = 1")
         with pytest.raises(DatabaseInUseError, match="lock was not granted"):
             make(database, timeouts=Timeouts(lock_s=0.2), retry=QUICK)
-        raise psycopg.Rollback
+        connection.execute("ROLLBACK")
 
     assert content(database) == STORED
 
