@@ -50,7 +50,8 @@ def main(arguments: list[str]) -> int:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
     if stale:
-        sys.stdout.write(("not current: " if "--check" in arguments else "written: ") + ", ".join(stale) + "\n")
+        words = "not current" if "--check" in arguments else "written"
+        sys.stdout.write(f"{words}: {', '.join(stale)}\n")
     return int(bool(stale) and "--check" in arguments)
 
 

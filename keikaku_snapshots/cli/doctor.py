@@ -127,6 +127,10 @@ def _checks(session: Session, *, fix: bool) -> Iterator[Callable[[], Iterator[Fi
         """Temporary files."""
         yield from _leftover_files(session.snapshot_dir, fix=fix)
 
+    def locks() -> Iterator[Finding]:
+        """Locks."""
+        yield from _locks(session.snapshot_dir)
+
     def embedded() -> Iterator[Finding]:
         """Embedded PostgreSQL."""
         yield from _embedded()
@@ -143,6 +147,7 @@ def _checks(session: Session, *, fix: bool) -> Iterator[Callable[[], Iterator[Fi
         return
     yield directory
     yield leftovers
+    yield locks
     yield embedded
     yield database
 
@@ -228,6 +233,22 @@ def _leftover_files(directory: Path, *, fix: bool) -> Iterator[Finding]:
         yield Finding("Temporary files", "ok", f"removed {names}")
     else:
         yield Finding("Temporary files", "advice", f"left by killed runs: {names}", "keikaku doctor --fix")
+
+
+def _locks(directory: Path) -> Iterator[Finding]:
+    from keikaku_snapshots.snapshots.lock import holders, is_held
+
+    held = []
+    for path in sorted((directory / ".locks").glob("*.lock")):
+        with path.open("rb") as file:
+            if is_held(file.fileno()):
+                held.append(f"{path.stem} is {holders(file.fileno())}")
+    if held:
+        yield Finding(
+            "Locks", "advice", "\n".join(held), "Wait for it; a lock ends with its process, never delete it."
+        )
+    elif directory.is_dir():
+        yield Finding("Locks", "ok", "none is held")
 
 
 def _embedded() -> Iterator[Finding]:
@@ -316,10 +337,15 @@ def _tools(major: int, configured: Path | None) -> Iterator[Finding]:
 
 def _leftover_databases(url: DatabaseURL, *, fix: bool) -> Iterator[Finding]:
     """Databases of ours."""
-    from keikaku_snapshots.postgres.databases import leftovers, sweep
-    from keikaku_snapshots.postgres.locks import connect_maintenance
+    from keikaku_snapshots.postgres.databases import connect_maintenance, holder_of, leftovers, sweep
 
     with connect_maintenance(url) as connection:
+        holder = holder_of(connection, url.database)
+        if holder is not None:
+            pid, role, program = holder
+            yield Finding(
+                "Database lock", "advice", f"held by server process {pid} ({role}, {program})", "Wait for it."
+            )
         target = url.database
         found = (
             sweep(connection, target=target)

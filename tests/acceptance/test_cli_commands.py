@@ -60,7 +60,7 @@ def snapshot(type_: Run, database: DatabaseURL) -> Path:
 
 def _execute(url: DatabaseURL, text: str) -> None:
     with psycopg.connect(**url.connect_arguments()) as connection:
-        connection.execute(text)  # type: ignore[call-overload]
+        connection.execute(text)
 
 
 def _rows(url: DatabaseURL) -> Any:
@@ -135,10 +135,12 @@ def test_11_another_process_makes_it(type_: Run, snapshot: Path, tmp_path: Path)
     ) as other:
         assert other.stdout is not None
         other.stdout.readline()
+        seen = type_("doctor")[1]
         code, _, err = type_("create", "x")
         other.communicate()
 
     assert code == 11
+    assert f"name.x is held by process {other.pid}" in seen
     assert str(other.pid) in err
     assert "--lock-wait" in err
 
@@ -329,8 +331,8 @@ def test_the_password_is_nowhere(
 ) -> None:
     """FAULTS 30, 31: not in what is printed with -vv and not in any file that is left."""
     monkeypatch.setenv("KEIKAKU_DB_URL", creator_database.text)
-    commands = ("generate --scale small", "create x --format custom", "restore x", "restore x --dry-run")
-    commands += ("list", "doctor", "restore missing")
+    commands = ["generate --scale small", "create x --format custom", "restore x", "restore x --dry-run"]
+    commands += ["list", "doctor", "restore missing"]
 
     done = [type_(*command.split(), "-vv", "--json") for command in commands]
 
@@ -441,6 +443,9 @@ def test_doctor_finds_and_fixes_leftovers(
     assert name in out
     assert "keikaku doctor --fix" in out
     assert "chmod 700" in out
+
+    with target_lock(database):
+        assert "Database lock: held by server process" in type_("doctor")[1]
 
     assert name in type_("doctor", "--fix")[1]
     with connect_maintenance(database) as connection:

@@ -65,8 +65,9 @@ def keikaku(tmp_path: Path) -> Keikaku:
 
 def _query(url: DatabaseURL, text: str) -> Any:
     with psycopg.connect(**url.connect_arguments()) as connection:
-        cursor = connection.execute(text)  # type: ignore[call-overload]
-        return cursor.fetchone()[0] if cursor.description else None
+        cursor = connection.execute(text)
+        row = cursor.fetchone() if cursor.description else None
+        return row[0] if row else None
 
 
 def _contents(url: DatabaseURL) -> dict[str, str]:
