@@ -149,7 +149,7 @@ def _in_transaction(  # noqa: PLR0913 - the parts of restore_in_place
     except psycopg.Error as error:
         connection.close()
         if error.sqlstate in _BUSY:
-            raise _in_use(url) from error
+            raise in_use(url) from error
         raise restore_failed(error, url, what, statement=loader.current) from error
     warnings = (*loader.warnings, warning) if warning else tuple(loader.warnings)
     return InPlaceResult("rows" if same else "full", warnings)
@@ -279,8 +279,15 @@ def _analyze(connection: Connection) -> None:
         log.warning("ANALYZE after the restore was not possible (%s)", error.sqlstate or type(error).__name__)
 
 
-def _in_use(url: DatabaseURL) -> DatabaseInUseError:
-    """Name who holds the tables; asked on a fresh connection, because the waiting one was rolled back."""
+def in_use(url: DatabaseURL) -> DatabaseInUseError:
+    """Name who holds the tables; asked on a fresh connection, because the waiting one was rolled back.
+
+    Args:
+        url: The database.
+
+    Returns:
+        The error to raise.
+    """
     lines: list[str] = []
     pids: list[int] = []
     try:

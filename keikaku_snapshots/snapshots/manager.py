@@ -216,7 +216,7 @@ class SnapshotManager:
         with self._store.writing(name, operation="create", wait_s=self._lock_wait_s) as lock:
             if version is not None:
                 self._store.check_free(name, version, overwrite=overwrite)
-            tools = self._prepare_create(name, format)
+            tools = self._prepare_create(name, options)
             retrying = self._dump_retry()
 
             def attempt() -> Snapshot:
@@ -230,7 +230,7 @@ class SnapshotManager:
         log.info("created %s (%d bytes)", snapshot, snapshot.size_bytes)
         return snapshot
 
-    def _prepare_create(self, name: str, format_name: str) -> Tools:
+    def _prepare_create(self, name: str, options: DumpOptions) -> Tools:
         """Look at everything that can be known beforehand: tools, disk, whose name it is."""
         from keikaku_snapshots.postgres import catalog
         from keikaku_snapshots.postgres.connect import connect, server_info, translated
@@ -238,8 +238,10 @@ class SnapshotManager:
         from keikaku_snapshots.snapshots.disk import check_space, estimate_bytes
         from keikaku_snapshots.snapshots.guards import check_create_identity
 
-        url = self.url
-        with connect(url, autocommit=True, retry=self._retry) as connection:
+        url, format_name = self.url, options.format
+        with connect(
+            url, autocommit=True, retry=self._retry, lock_timeout_s=options.lock_wait_timeout_s
+        ) as connection:
             tools = find_tools(server_info(connection).major, configured=self._pg_bin)
             with translated(url, "looking at the database"):
                 tables = [table.name.text for table in catalog.tables(connection) if table.holds_rows]

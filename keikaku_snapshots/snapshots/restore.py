@@ -29,7 +29,7 @@ from keikaku_snapshots.postgres.tools import find_tools, pg_restore_script, tran
 from keikaku_snapshots.progress import Progress, ProgressCallback
 from keikaku_snapshots.snapshots import guards
 from keikaku_snapshots.snapshots.disk import ReserveWatcher
-from keikaku_snapshots.snapshots.in_place import LOCK_TIMEOUT_S, restore_in_place
+from keikaku_snapshots.snapshots.in_place import LOCK_TIMEOUT_S, in_use, restore_in_place
 from keikaku_snapshots.snapshots.load import RoleRights, Script, role_rights
 from keikaku_snapshots.snapshots.swap import refuse_obstacles, restore_by_swap
 from keikaku_snapshots.snapshots.verify import check_shape
@@ -143,9 +143,7 @@ class Restore:
         with databases.target_lock(
             self._url, options.lock_wait_s, "restore", maintenance=options.maintenance
         ) as lock:
-            with connect(self._url, autocommit=True) as connection, translated(self._url, "checking the database"):
-                rights = self._look(connection)
-                strategy, reason = self._choose(connection, lock.connection)
+            rights, strategy, reason = self._prepare(lock)
             if strategy == "in_place":
                 self._in_place(rights)
             else:
@@ -156,6 +154,19 @@ class Restore:
         return Restored(self._snapshot, strategy, reason, seconds, tuple(self._warnings))
 
     # -- before anything is touched ------------------------------------------------
+
+    def _prepare(self, lock: databases.TargetLock) -> tuple[RoleRights, str, str]:
+        """Look at the target; even the catalog's functions wait for a table that is being altered."""
+        timeout_s = self._options.lock_timeout_s
+        try:
+            with (
+                connect(self._url, autocommit=True, statement_timeout_s=0, lock_timeout_s=timeout_s) as connection,
+                translated(self._url, "checking the database"),
+            ):
+                rights = self._look(connection)
+                return rights, *self._choose(connection, lock.connection)
+        except DatabaseInUseError as error:
+            raise in_use(self._url) from error
 
     def _look(self, connection: Connection) -> RoleRights:
         manifest = self._manifest
