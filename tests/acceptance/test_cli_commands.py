@@ -361,6 +361,42 @@ def test_dry_runs_change_nothing(type_: Run, snapshot: Path, database: DatabaseU
     assert len(json.loads(type_("list", "--json")[1])) == 2
 
 
+def test_an_own_scale_takes_the_rest_from_the_dataset(type_: Run, tmp_path: Path) -> None:
+    """A2: a scale in YAML says what differs; the numbers for each office that it leaves out are the usual."""
+    text = "scales: {tiny: {offices: 2, per_unit: {recipients: 5}}}"
+    (tmp_path / "keikaku.yml").write_text(text, encoding="utf-8")
+
+    code, out, err = type_("generate", "--scale", "tiny", "--json")
+
+    assert code == 0, err
+    rows = json.loads(out)["rows"]
+    assert (rows["offices"], rows["staffs"], rows["welfare_recipients"]) == (2, 21, 10)
+
+
+def test_restoring_loads_nothing_that_it_does_not_need(
+    database: DatabaseURL, tmp_path: Path, snapshot: Path
+) -> None:
+    """C3: a restore from cron never pays for SQLAlchemy, pydantic or rich."""
+    code = (
+        "import sys\n"
+        "from keikaku_snapshots.cli import main\n"
+        "heavy = {'sqlalchemy', 'pydantic', 'rich'}\n"
+        "try: main(['restore', 'x', '-q'])\n"
+        "except SystemExit as end: print(end.code, sorted(heavy & set(sys.modules)))\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], "KEIKAKU_DB_URL": database.text},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.stdout == "0 []\n", done.stderr
+
+
 def test_an_own_dataset_beside_the_call(type_: Run, database: DatabaseURL, tmp_path: Path) -> None:
     """A6: --dataset module:attribute finds a file of the working directory, scales the configuration."""
     (tmp_path / "own_shop.py").write_text(

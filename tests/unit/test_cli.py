@@ -519,6 +519,15 @@ class TestProgress:
         assert said[0].startswith("dump: 10 B of 100 B, 1.")
         assert "s left" in said[0]
 
+    def test_nothing_is_repeated_before_the_interval(self) -> None:
+        """A log is not flooded: between two lines of a step lies the interval."""
+        said: list[str] = []
+        with lines(said.append, interval_s=30) as callback:
+            callback(Progress("dump", 10, 100, "bytes", 1.0))
+            time.sleep(1.2)  # longer than the pulse of the clock behind it
+
+        assert said == []
+
     def test_unknown_totals_and_steps(self) -> None:
         """Without a total there is no time left, steps have no rate."""
         assert sentence(Progress("clean", 3, None, "steps", 2.0)) == "clean: 3 steps, 2.00 s"
