@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
     from keikaku_snapshots.snapshots.manager import SnapshotManager
 
 P = ParamSpec("P")
@@ -63,7 +64,7 @@ class AsyncSnapshotManager:
         """End the worker thread when its work is done; called by the manager's ``close``."""
         self._worker.shutdown(wait=True)
 
-    async def __aenter__(self) -> AsyncSnapshotManager:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -120,8 +120,10 @@ def _query(part: _Catalog) -> sql.SQL:
         f"SELECT i.type, i.identity, {'n.nspname::text' if part.schema else 'NULL'}, {owner}, {ours} "  # noqa: S608
         f"FROM pg_catalog.{part.name} x {schema} "
         f"CROSS JOIN LATERAL pg_catalog.pg_identify_object('pg_catalog.{part.name}'::regclass, x.oid, 0) i "
-        f"WHERE {in_schema} AND ({part.condition}) AND x.oid >= 16384 AND {not_extension_member(part.name, 'x.oid')} "
-        f"AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.{part.name}'::regclass "
+        f"WHERE {in_schema} AND ({part.condition}) AND x.oid >= 16384 "
+        f"AND {not_extension_member(part.name, 'x.oid')} "
+        f"AND NOT EXISTS (SELECT 1 FROM pg_catalog.pg_depend d "
+        f"WHERE d.classid = 'pg_catalog.{part.name}'::regclass "
         "AND d.objid = x.oid AND d.objsubid = 0 AND d.deptype IN ('i', 'I', 'P') "
         # A partition is part of its table only for dropping; the table takes it along.
         ") ORDER BY x.oid"
@@ -185,7 +187,8 @@ def _default_privileges(connection: Connection) -> list[sql.Composed]:
     rows = connection.execute(
         """
         SELECT pg_catalog.pg_get_userbyid(d.defaclrole)::text, n.nspname::text, d.defaclobjtype::text,
-               ARRAY(SELECT DISTINCT CASE grantee WHEN 0 THEN NULL ELSE pg_catalog.pg_get_userbyid(grantee)::text END
+               ARRAY(SELECT DISTINCT CASE grantee WHEN 0 THEN NULL
+                                     ELSE pg_catalog.pg_get_userbyid(grantee)::text END
                      FROM pg_catalog.aclexplode(d.defaclacl)),
                ARRAY(SELECT ARRAY[privilege_type, CASE grantee WHEN 0 THEN NULL
                                   ELSE pg_catalog.pg_get_userbyid(grantee)::text END]
@@ -195,15 +198,22 @@ def _default_privileges(connection: Connection) -> list[sql.Composed]:
         FROM pg_catalog.pg_default_acl d LEFT JOIN pg_catalog.pg_namespace n ON n.oid = d.defaclnamespace
         """
     ).fetchall()
-    words = {"r": "TABLES", "S": "SEQUENCES", "f": "FUNCTIONS", "T": "TYPES", "n": "SCHEMAS", "L": "LARGE OBJECTS"}
+    words = {
+        "r": "TABLES",
+        "S": "SEQUENCES",
+        "f": "FUNCTIONS",
+        "T": "TYPES",
+        "n": "SCHEMAS",
+        "L": "LARGE OBJECTS",
+    }
     statements = []
     for role, schema, kind, grantees, defaults in rows:
         head = sql.SQL("ALTER DEFAULT PRIVILEGES FOR ROLE {}").format(sql.Identifier(role))
         if schema:
             head += sql.SQL(" IN SCHEMA {}").format(sql.Identifier(schema))
         word = sql.SQL(words[kind])
-        for grantee in grantees:
-            statements.append(head + sql.SQL(" REVOKE ALL ON {} FROM {}").format(word, _grantee(grantee)))
+        revoke = sql.SQL(" REVOKE ALL ON {} FROM {}")
+        statements += [head + revoke.format(word, _grantee(grantee)) for grantee in grantees]
         for privilege, grantee in defaults:
             verb = sql.SQL(privilege)
             statements.append(head + sql.SQL(" GRANT {} ON {} TO {}").format(verb, word, _grantee(grantee)))
@@ -218,7 +228,8 @@ def _reset_public(connection: Connection) -> None:
     """Give ``public`` the comment and grants of a new database, which a dump takes for granted."""
     row = connection.execute(
         """
-        SELECT pg_catalog.obj_description(n.oid, 'pg_namespace'), n.nspacl::text, pg_catalog.pg_get_userbyid(n.nspowner),
+        SELECT pg_catalog.obj_description(n.oid, 'pg_namespace'), n.nspacl::text,
+               pg_catalog.pg_get_userbyid(n.nspowner),
                ARRAY(SELECT DISTINCT pg_catalog.pg_get_userbyid(grantee)::text
                      FROM pg_catalog.aclexplode(n.nspacl) WHERE grantee NOT IN (0, n.nspowner))
         FROM pg_catalog.pg_namespace n WHERE n.nspname = 'public'

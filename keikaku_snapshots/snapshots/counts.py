@@ -38,7 +38,9 @@ def compare_counts(connection: Connection, manifest: Manifest) -> None:
     hidden = {row[0] for row in rows}
     uncounted = {table.name.text for table in tables if table.oid in hidden}
     if uncounted:
-        log.warning("not counted, because row security hides rows from this role: %s", ", ".join(sorted(uncounted)))
+        log.warning(
+            "not counted, because row security hides rows from this role: %s", ", ".join(sorted(uncounted))
+        )
     found = catalog.row_counts(connection, [table.name for table in tables if table.oid not in hidden])
     wanted = {name: count for name, count in manifest.row_counts.items() if name not in uncounted}
     if found == wanted:

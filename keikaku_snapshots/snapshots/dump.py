@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -45,6 +44,8 @@ from keikaku_snapshots.snapshots.hashing import FileHash, GrowingFileHash, hash_
 from keikaku_snapshots.snapshots.verify import check_shape
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from keikaku_snapshots._process import RunningTool
     from keikaku_snapshots.postgres.connect import Connection
     from keikaku_snapshots.postgres.url import DatabaseURL
@@ -99,7 +100,7 @@ class Dump:
     finished_at: datetime
 
 
-def take_dump(  # noqa: PLR0913 - what a dump needs
+def take_dump(
     url: DatabaseURL,
     tools: Tools,
     stage: Stage,
@@ -193,7 +194,7 @@ def _export(connection: Connection) -> str:
     # Waiting for pg_dump must not look like an abandoned transaction.
     connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
     connection.execute(
-        "SELECT set_config('transaction_timeout', '0', true) FROM pg_settings WHERE name = 'transaction_timeout'"
+        "SELECT set_config(name, '0', true) FROM pg_settings WHERE name = 'transaction_timeout'"
     )
     return str(row[0]) if row else ""
 
@@ -252,7 +253,9 @@ def ownership_digest(connection: Connection) -> str:
     Returns:
         SHA-256 in hex.
     """
-    lines = [one.statement for one in owners_and_grants(connection) if not one.object.startswith("large object ")]
+    lines = [
+        one.statement for one in owners_and_grants(connection) if not one.object.startswith("large object ")
+    ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

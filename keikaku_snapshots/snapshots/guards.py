@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from keikaku_snapshots.errors import (
@@ -17,6 +16,8 @@ from keikaku_snapshots.postgres import catalog
 from keikaku_snapshots.postgres.databases import obstacles_to_writing
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
     from keikaku_snapshots.postgres.connect import Connection
     from keikaku_snapshots.postgres.url import DatabaseURL
     from keikaku_snapshots.snapshots.manifest import Manifest
@@ -50,7 +51,9 @@ def check_protected(
         raise ProtectedDatabaseError(
             f"the database looks like production (protected word {word!r})", found=f"Database: {url.location}"
         )
-    if allowed_databases and not any(fnmatch.fnmatchcase(url.database, pattern) for pattern in allowed_databases):
+    if allowed_databases and not any(
+        fnmatch.fnmatchcase(url.database, pattern) for pattern in allowed_databases
+    ):
         raise ProtectedDatabaseError(
             f"the database {url.database!r} is not among those that may be replaced",
             found=f"Database: {url.location}\nallowed_databases: {', '.join(allowed_databases)}",
@@ -83,12 +86,15 @@ def check_identity(manifest: Manifest, tables: Collection[str], url: DatabaseURL
     only_here = sorted(set(tables) - set(manifest.row_counts))
     raise OtherDatabaseError(
         f"the database {url.database!r} holds another application's tables",
-        found=f"Snapshot {manifest.name} {manifest.version} was made of {manifest.database!r}: {_some(manifest.row_counts)}\n"
+        found=f"Snapshot {manifest.name} {manifest.version} was made of "
+        f"{manifest.database!r}: {_some(manifest.row_counts)}\n"
         f"Database {url.location}: {_some(only_here)}",
     )
 
 
-def check_create_identity(name: str, earlier: Manifest | None, tables: Collection[str], url: DatabaseURL) -> None:
+def check_create_identity(
+    name: str, earlier: Manifest | None, tables: Collection[str], url: DatabaseURL
+) -> None:
     """Refuse a name that another application's snapshots have (B15).
 
     Args:
@@ -100,11 +106,17 @@ def check_create_identity(name: str, earlier: Manifest | None, tables: Collectio
     Raises:
         OtherDatabaseError: The name belongs to snapshots of other tables.
     """
-    if earlier is None or not earlier.row_counts or not tables or same_application(earlier.row_counts, tables):
+    if (
+        earlier is None
+        or not earlier.row_counts
+        or not tables
+        or same_application(earlier.row_counts, tables)
+    ):
         return
     raise OtherDatabaseError(
         f"the name {name!r} belongs to snapshots of another application",
-        found=f"Snapshot {earlier.name} {earlier.version} was made of {earlier.database!r}: {_some(earlier.row_counts)}\n"
+        found=f"Snapshot {earlier.name} {earlier.version} was made of "
+        f"{earlier.database!r}: {_some(earlier.row_counts)}\n"
         f"Database {url.location}: {_some(tables)}",
         hint="Use another name, or another snapshot_dir.",
     )
@@ -208,8 +220,8 @@ def missing_extensions(connection: Connection, manifest: Manifest, *, fresh: boo
     if not wanted:
         return []
     rows = connection.execute(
-        "SELECT v.name::text, bool_or(v.trusted OR NOT v.superuser) FROM pg_catalog.pg_available_extension_versions v"
-        " WHERE v.name = ANY(%s) GROUP BY v.name",
+        "SELECT v.name::text, bool_or(v.trusted OR NOT v.superuser)"
+        " FROM pg_catalog.pg_available_extension_versions v WHERE v.name = ANY(%s) GROUP BY v.name",
         [wanted],
     ).fetchall()
     makeable: Mapping[str, bool] = {row[0]: bool(row[1]) for row in rows}
@@ -225,4 +237,4 @@ def missing_extensions(connection: Connection, manifest: Manifest, *, fresh: boo
 
 def _some(tables: Collection[str]) -> str:
     names = sorted(tables)
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")  # noqa: PLR2004
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,7 +32,7 @@ from keikaku_snapshots.snapshots.rows_in_place import restore_rows
 from keikaku_snapshots.snapshots.script import Kind, Part
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from keikaku_snapshots.postgres.connect import Connection
     from keikaku_snapshots.postgres.url import DatabaseURL
@@ -81,7 +80,7 @@ class InPlaceResult:
     warnings: tuple[str, ...]
 
 
-def restore_in_place(  # noqa: PLR0913 - what a restore needs
+def restore_in_place(
     url: DatabaseURL,
     script: Script,
     manifest: Manifest | None,
@@ -120,7 +119,7 @@ def restore_in_place(  # noqa: PLR0913 - what a restore needs
     return result
 
 
-def _in_transaction(  # noqa: PLR0913 - the parts of restore_in_place
+def _in_transaction(
     connection: Connection,
     url: DatabaseURL,
     script: Script,
@@ -158,7 +157,9 @@ def _in_transaction(  # noqa: PLR0913 - the parts of restore_in_place
 def _unlimited(connection: Connection) -> None:
     """No limit of the role or database may end the transaction half-way."""
     connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-    connection.execute("SELECT set_config('transaction_timeout', '0', true) FROM pg_settings WHERE name = 'transaction_timeout'")
+    connection.execute(
+        "SELECT set_config(name, '0', true) FROM pg_settings WHERE name = 'transaction_timeout'"
+    )
     connection.execute("SET LOCAL client_min_messages = error")
 
 
@@ -172,7 +173,9 @@ def _lock_tables(connection: Connection) -> list[catalog.TableInfo]:
     return catalog.tables(connection)
 
 
-def _rows_suffice(connection: Connection, script: Script, manifest: Manifest, rights: RoleRights) -> tuple[bool, str]:
+def _rows_suffice(
+    connection: Connection, script: Script, manifest: Manifest, rights: RoleRights
+) -> tuple[bool, str]:
     """Whether everything but the rows is the snapshot's already, owners and grants included; and a warning.
 
     Where a role of the snapshot is missing, or an owner out of reach, owners
@@ -207,10 +210,13 @@ def _full(script: Script, parts: Iterable[Part], kept: frozenset[str]) -> Iterab
 
 
 def _refuse_foreign(connection: Connection, objects: list[OwnObject], *, rows_only: bool) -> None:
-    foreign = [item for item in objects if not item.is_ours and (not rows_only or item.type in _HOLDERS_OF_ROWS)]
+    foreign = [
+        item for item in objects if not item.is_ours and (not rows_only or item.type in _HOLDERS_OF_ROWS)
+    ]
     lines = [f"{item.type} {item.identity} of {item.owner}" for item in foreign[:10]]
     row = connection.execute(
-        "SELECT count(*) FROM pg_catalog.pg_largeobject_metadata WHERE NOT pg_has_role(current_user, lomowner, 'USAGE')"
+        "SELECT count(*) FROM pg_catalog.pg_largeobject_metadata"
+        " WHERE NOT pg_has_role(current_user, lomowner, 'USAGE')"
     ).fetchone()
     if row and row[0]:
         lines.append(f"{row[0]} large objects of other roles")
@@ -229,7 +235,7 @@ def _refuse_foreign(connection: Connection, objects: list[OwnObject], *, rows_on
 
 
 def _refuse_too_many_locks(connection: Connection, script: Script, *, rows_only: bool) -> None:
-    """Look whether one transaction can hold that many locks; the server's own error comes half-way (RECIPES 1.6)."""
+    """Look whether one transaction can hold that many locks; the server says so only half-way."""
     relations = _number(connection, _RELATIONS)
     large_objects = catalog.large_object_count(connection)
     if rows_only:
@@ -259,7 +265,9 @@ def _commit(connection: Connection, url: DatabaseURL) -> None:
         connection.commit()
     except psycopg.Error as error:
         if error.sqlstate and not error.sqlstate.startswith(("08", "57P")):
-            raise restore_failed(error, url, f"restoring into {url.database} was refused at its end") from error
+            raise restore_failed(
+                error, url, f"restoring into {url.database} was refused at its end"
+            ) from error
         raise OutcomeUnknownError(
             f"the connection was lost while the restore of {url.database} was being committed",
             found=f"Database: {url.location}",

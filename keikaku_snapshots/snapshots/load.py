@@ -11,10 +11,8 @@ from __future__ import annotations
 import mmap
 import os
 import re
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import psycopg
 
@@ -28,6 +26,9 @@ from keikaku_snapshots.postgres.failures import report_of, translate
 from keikaku_snapshots.snapshots.script import Kind, Part, read_parts
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import TracebackType
+
     from keikaku_snapshots.postgres.connect import Connection
     from keikaku_snapshots.postgres.url import DatabaseURL
 
@@ -36,14 +37,22 @@ CHUNK_BYTES = 256 << 10
 
 _IDENTIFIER = rb'(?:"(?:[^"]|"")+"|[A-Za-z0-9_$\x80-\xff]+)'
 _OWNED = re.compile(
-    rb"ALTER (?P<type>[A-Z][A-Z ]*?) (?P<object>\S[^\x00]*) OWNER TO (?P<role>" + _IDENTIFIER + rb");\Z", re.DOTALL
+    rb"ALTER (?P<type>[A-Z][A-Z ]*?) (?P<object>\S[^\x00]*) OWNER TO (?P<role>" + _IDENTIFIER + rb");\Z",
+    re.DOTALL,
 )
 _GRANTEE = re.compile(rb" (?:TO|FROM) (?P<role>" + _IDENTIFIER + rb")(?: WITH GRANT OPTION)?;\Z")
 _DEFAULT_OF = re.compile(rb"ALTER DEFAULT PRIVILEGES FOR ROLE (?P<role>" + _IDENTIFIER + rb")")
 _SESSION_ROLE = re.compile(rb"SET SESSION AUTHORIZATION (?P<role>" + _IDENTIFIER + rb");\Z")
 #: What a role that is not the owner needs so that it is not locked out.
-_GRANTABLE = {b"TABLE": b"TABLE", b"VIEW": b"TABLE", b"MATERIALIZED VIEW": b"TABLE", b"FOREIGN TABLE": b"TABLE",
-              b"SEQUENCE": b"SEQUENCE", b"SCHEMA": b"SCHEMA", b"FUNCTION": b"FUNCTION"}  # fmt: skip
+_GRANTABLE = {
+    b"TABLE": b"TABLE",
+    b"VIEW": b"TABLE",
+    b"MATERIALIZED VIEW": b"TABLE",
+    b"FOREIGN TABLE": b"TABLE",
+    b"SEQUENCE": b"SEQUENCE",
+    b"SCHEMA": b"SCHEMA",
+    b"FUNCTION": b"FUNCTION",
+}
 #: Definitions whose text may hold a password.
 _SECRETIVE = re.compile(r"(?:CREATE|ALTER) (?:USER MAPPING|SUBSCRIPTION|SERVER|FOREIGN)")
 _PERMISSION = ("42501", "42704", "0LP01", "0L000", "28000")
@@ -105,7 +114,7 @@ class Script:
         )
         self._parts: list[Part] | None = None
 
-    def __enter__(self) -> Script:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -121,7 +130,9 @@ class Script:
             found = list(read_parts(self.buffer, name=self.name))
             # All that --clean adds stands in front, and the database that is filled is empty.
             last = max((index for index, part in enumerate(found) if part.kind is Kind.CLEAN), default=-1)
-            self._parts = [part for part in found[: last + 1] if part.kind is Kind.SETTING] + found[last + 1 :]
+            self._parts = [part for part in found[: last + 1] if part.kind is Kind.SETTING] + found[
+                last + 1 :
+            ]
         return self._parts
 
     def stream(self, *, clean: bool) -> Iterable[Part]:
@@ -183,7 +194,8 @@ class Loader:
     def warnings(self) -> list[str]:
         """What was not given back, one line each."""
         lines = [
-            f"not given back to role {role} ({'; '.join(sorted(reasons))})" for role, reasons in sorted(self._lost.items())
+            f"not given back to role {role} ({'; '.join(sorted(reasons))})"
+            for role, reasons in sorted(self._lost.items())
         ]
         return lines + self._extra
 
@@ -238,10 +250,9 @@ class Loader:
             self._lose(_role(role), "grants that another role gave")
             self._skipping_session_role = True
             return
-        if text.startswith(b"RESET SESSION AUTHORIZATION"):
-            if self._skipping_session_role:
-                self._skipping_session_role = False
-                return
+        if text.startswith(b"RESET SESSION AUTHORIZATION") and self._skipping_session_role:
+            self._skipping_session_role = False
+            return
         cursor.execute(text)
 
     def _owner(self, text: bytes) -> None:
@@ -250,7 +261,9 @@ class Loader:
         if role in self._rights.missing:
             self._lose(role, "does not exist here")
         elif role in self._rights.unreachable:
-            self._lose(role, "the restoring role may not act for it; it got all privileges instead of ownership")
+            self._lose(
+                role, "the restoring role may not act for it; it got all privileges instead of ownership"
+            )
             self._keep_in(owned, role)
         elif not self._try(text):
             self._lose(role, "the server refused to make it the owner")

@@ -2,45 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import getpass
-import logging
-import os
-import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from keikaku_snapshots.errors import (
-    ConnectError,
-    KeikakuError,
-    NoDatabaseError,
-    ParameterTypeError,
-    SnapshotNotFoundError,
-    UsageError,
-)
+from keikaku_snapshots.errors import KeikakuError, NoDatabaseError, SnapshotNotFoundError
 from keikaku_snapshots.snapshots.names import check_name
-from keikaku_snapshots.snapshots.store import SnapshotStore, Snapshots
+from keikaku_snapshots.snapshots.parameters import check_create, check_number, check_restore
+from keikaku_snapshots.snapshots.store import Snapshots, SnapshotStore
 
 if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+
     from keikaku_snapshots.postgres.connect import RetryPolicy
-    from keikaku_snapshots.postgres.tools import Tools
     from keikaku_snapshots.postgres.url import DatabaseURL
     from keikaku_snapshots.progress import ProgressCallback
     from keikaku_snapshots.snapshots.aio import AsyncSnapshotManager
-    from keikaku_snapshots.snapshots.dump import Dump, DumpOptions
     from keikaku_snapshots.snapshots.manifest import Manifest, Snapshot
     from keikaku_snapshots.snapshots.restore import Restored
-    from keikaku_snapshots.snapshots.stage import Stage
     from keikaku_snapshots.snapshots.verify import Verification
-
-log = logging.getLogger("keikaku_snapshots.manager")
-
-#: Formats that can be made now.
-FORMATS = ("plain", "custom")
-_ON_MISMATCH = ("warn", "error", "ignore")
 
 
 class SnapshotManager:
@@ -50,7 +32,7 @@ class SnapshotManager:
     thread at a time; `aio` has the same methods as awaitables.
     """
 
-    def __init__(  # noqa: PLR0913 - each is a setting with a default
+    def __init__(
         self,
         db_url: str | DatabaseURL | Any | None,
         snapshot_dir: str | os.PathLike[str] = "snapshots",
@@ -90,9 +72,14 @@ class SnapshotManager:
         from keikaku_snapshots.postgres.url import DatabaseURL
         from keikaku_snapshots.snapshots.guards import PROTECTED_WORDS
 
-        for label, value in (("lock_wait_s", lock_wait_s), ("keep_old_minutes", keep_old_minutes),
-                             ("minimum_free_mb", minimum_free_mb), ("lock_timeout_s", lock_timeout_s)):  # fmt: skip
-            _check_number(label, value)
+        numbers = {
+            "lock_wait_s": lock_wait_s,
+            "keep_old_minutes": keep_old_minutes,
+            "minimum_free_mb": minimum_free_mb,
+            "lock_timeout_s": lock_timeout_s,
+        }
+        for label, value in numbers.items():
+            check_number(label, value)
         self._url = None if db_url is None else DatabaseURL.parse(db_url)
         self._store = SnapshotStore(snapshot_dir)
         self._lock_wait_s = lock_wait_s
@@ -153,7 +140,7 @@ class SnapshotManager:
 
     # -- making ----------------------------------------------------------------------
 
-    def create_snapshot(  # noqa: PLR0913 - the names people type (DESIGN)
+    def create_snapshot(
         self,
         name: str,
         description: str = "",
@@ -200,10 +187,11 @@ class SnapshotManager:
             LockBusyError: Another process makes a snapshot of this name.
             CreateFailedError: pg_dump failed; nothing was published.
         """
+        from keikaku_snapshots.snapshots.create import Create
         from keikaku_snapshots.snapshots.dump import DumpOptions
 
         check_name(name)
-        _check_create(format, compression, level, scope, jobs, clean=clean)
+        check_create(format, compression, level, scope, jobs, clean=clean)
         options = DumpOptions(format, level, owners, clean, self._minimum_free_mb)
         fields: dict[str, Any] = {
             "name": name,
@@ -212,97 +200,12 @@ class SnapshotManager:
             "pinned": pinned,
             "metadata": dict(metadata or {}),
         }
-        url = self.url
-        with self._store.writing(name, operation="create", wait_s=self._lock_wait_s) as lock:
-            if version is not None:
-                self._store.check_free(name, version, overwrite=overwrite)
-            tools = self._prepare_create(name, options)
-            retrying = self._dump_retry()
-
-            def attempt() -> Snapshot:
-                from keikaku_snapshots.snapshots.dump import take_dump
-
-                with self._store.stage(name, _suffix(format)) as stage, _copy_of(lock.fileno()) as held:
-                    dump = take_dump(url, tools, stage, options, pass_fds=(held,), progress=progress)
-                    return self._publish(stage, dump, options, tools, fields, version, overwrite=overwrite)
-
-            snapshot = retrying(attempt)
-        log.info("created %s (%d bytes)", snapshot, snapshot.size_bytes)
-        return snapshot
-
-    def _prepare_create(self, name: str, options: DumpOptions) -> Tools:
-        """Look at everything that can be known beforehand: tools, disk, whose name it is."""
-        from keikaku_snapshots.postgres import catalog
-        from keikaku_snapshots.postgres.connect import connect, server_info, translated
-        from keikaku_snapshots.postgres.tools import find_tools
-        from keikaku_snapshots.snapshots.disk import check_space, estimate_bytes
-        from keikaku_snapshots.snapshots.guards import check_create_identity
-
-        url, format_name = self.url, options.format
-        with connect(
-            url, autocommit=True, retry=self._retry, lock_timeout_s=options.lock_wait_timeout_s
-        ) as connection:
-            tools = find_tools(server_info(connection).major, configured=self._pg_bin)
-            with translated(url, "looking at the database"):
-                tables = [table.name.text for table in catalog.tables(connection) if table.holds_rows]
-                size = catalog.database_size_bytes(connection)
-        earlier = [item for item in self._store.list(name) if item.is_valid and item.manifest is not None]
-        check_create_identity(name, earlier[0].manifest if earlier else None, tables, url)
-        same = [item for item in earlier if item.format == format_name and _database_of(item) == url.database]
-        estimate = estimate_bytes(
-            database_bytes=size,
-            last_snapshot_bytes=same[0].size_bytes if same else None,
-            format_name=format_name,
-        )
-        self._store.prepare()
-        check_space(self._store.directory, estimate, minimum_free_mb=self._minimum_free_mb)
-        return tools
-
-    def _dump_retry(self) -> Callable[[Callable[[], Snapshot]], Snapshot]:
-        """A dump only reads: a lost connection is tried again, with a new temporary file (FAULTS 3.9)."""
-        from keikaku_snapshots.postgres.connect import is_transient, retrying
-
-        def lost(error: BaseException) -> bool:
-            return isinstance(error, ConnectError) and is_transient(error)
-
-        loop = retrying(self._retry, should_retry=lost)
-        return lambda attempt: loop(attempt)
-
-    def _publish(  # noqa: PLR0913 - what a manifest is made of
-        self,
-        stage: Stage,
-        dump: Dump,
-        options: DumpOptions,
-        tools: Tools,
-        fields: dict[str, Any],
-        version: str | None,
-        *,
-        overwrite: bool,
-    ) -> Snapshot:
-        from keikaku_snapshots import __version__
-        from keikaku_snapshots.snapshots.manifest import Manifest
-
-        manifest = Manifest(
-            **fields,
-            **dump.facts,
-            version=version or self._store.next_version(fields["name"], dump.created_at),
-            created_at=dump.created_at,
-            finished_at=dump.finished_at,
-            data_file=stage.path.name,
-            size_bytes=dump.file.size_bytes,
-            sha256=dump.file.sha256,
-            format=options.format,
-            owners=options.owners,
-            clean=options.clean,
-            tool_versions={"pg_dump": tools.version},
-            keikaku_version=__version__,
-            created_by={"user": _account(), "host": platform.node()},
-        )
-        return self._store.publish(stage, manifest, overwrite=overwrite)
+        create = Create(self.url, self._store, options, fields, pg_bin=self._pg_bin, retry=self._retry)
+        return create.run(version, overwrite=overwrite, lock_wait_s=self._lock_wait_s, progress=progress)
 
     # -- restoring -------------------------------------------------------------------
 
-    def restore_snapshot(  # noqa: PLR0913 - the names people type (DESIGN)
+    def restore_snapshot(
         self,
         name: str,
         version: str | None = None,
@@ -351,7 +254,7 @@ class SnapshotManager:
         from keikaku_snapshots.snapshots.restore import Restore, RestoreOptions, as_restore_error
 
         del use_latest
-        _check_restore(strategy, on_schema_mismatch, after_restore, clean_existing=clean_existing)
+        check_restore(strategy, on_schema_mismatch, after_restore, clean_existing=clean_existing)
         url = self.url
         check_protected(
             url,
@@ -501,77 +404,3 @@ class SnapshotManager:
             What was deleted, newest first.
         """
         return self._store.delete_old(name, keep_count)
-
-
-def _check_create(  # noqa: PLR0913 - the options of create_snapshot
-    format_name: str, compression: str | None, level: int | None, scope: str, jobs: int, *, clean: bool
-) -> None:
-    if format_name not in FORMATS:
-        raise UsageError(f"format {format_name!r} is not available", found=f"available: {', '.join(FORMATS)}")
-    if scope != "database":
-        raise UsageError(f"scope {scope!r} is not available", found="available: database")
-    if compression is not None:
-        raise UsageError(
-            f"compression {compression!r} is not available",
-            hint="Use format='custom', which compresses by itself; level=0..9 sets how much.",
-        )
-    if jobs != 1:
-        raise UsageError(f"jobs={jobs} is not available", found="available: 1")
-    if level is not None:
-        if format_name != "custom":
-            raise UsageError("level needs format='custom'", found=f"format={format_name!r}")
-        if isinstance(level, bool) or not isinstance(level, int) or not 0 <= level <= 9:  # noqa: PLR2004
-            raise UsageError(f"level must be a whole number from 0 to 9, not {level!r}")
-    if clean and format_name == "custom":
-        raise UsageError("clean needs format='plain'", hint="pg_restore --clean does the same for an archive.")
-
-
-def _check_restore(
-    strategy: str, on_schema_mismatch: str, after_restore: Sequence[Any], *, clean_existing: bool
-) -> None:
-    from keikaku_snapshots.snapshots.restore import STRATEGIES
-
-    if strategy not in STRATEGIES:
-        raise UsageError(f"strategy {strategy!r} is not available", found=f"available: {', '.join(STRATEGIES)}")
-    if on_schema_mismatch not in _ON_MISMATCH:
-        raise UsageError(
-            f"on_schema_mismatch {on_schema_mismatch!r} is not known", found=f"known: {', '.join(_ON_MISMATCH)}"
-        )
-    if after_restore:
-        raise UsageError("after_restore is not available", hint="Run it yourself when restore_snapshot has returned.")
-    if not clean_existing:
-        raise UsageError("clean_existing=False is for test-data snapshots, which are not available")
-
-
-def _check_number(label: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ParameterTypeError(f"{label} must be a number, not {type(value).__name__}")
-    if value < 0:
-        raise UsageError(f"{label} must not be negative, but is {value}")
-
-
-@contextlib.contextmanager
-def _copy_of(descriptor: int) -> Iterator[int]:
-    """A second descriptor of a lock for a child: a fork closes the first one in the child (`lock`)."""
-    copy = os.dup(descriptor)
-    try:
-        yield copy
-    finally:
-        os.close(copy)
-
-
-def _suffix(format_name: str) -> str:
-    from keikaku_snapshots.snapshots.names import suffix_of
-
-    return suffix_of(format_name)
-
-
-def _database_of(snapshot: Snapshot) -> str:
-    return snapshot.manifest.database if snapshot.manifest else ""
-
-
-def _account() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())  # an account without a name, as containers have

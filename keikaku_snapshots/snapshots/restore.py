@@ -6,11 +6,10 @@ import contextlib
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from keikaku_snapshots.errors import (
     AccessDeniedError,
@@ -35,6 +34,8 @@ from keikaku_snapshots.snapshots.swap import refuse_obstacles, restore_by_swap
 from keikaku_snapshots.snapshots.verify import check_shape
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
     from keikaku_snapshots.postgres.connect import Connection
     from keikaku_snapshots.postgres.url import DatabaseURL
     from keikaku_snapshots.snapshots.manifest import Manifest, Snapshot
@@ -43,9 +44,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("keikaku_snapshots.restore")
 
-Strategy = Literal["auto", "in_place", "swap"]
-#: Names of the strategies.
-STRATEGIES: tuple[str, ...] = ("auto", "in_place", "swap")
 #: Bytes of the file between two progress values.
 _PROGRESS_BYTES = 1 << 20
 
@@ -160,7 +158,9 @@ class Restore:
         timeout_s = self._options.lock_timeout_s
         try:
             with (
-                connect(self._url, autocommit=True, statement_timeout_s=0, lock_timeout_s=timeout_s) as connection,
+                connect(
+                    self._url, autocommit=True, statement_timeout_s=0, lock_timeout_s=timeout_s
+                ) as connection,
                 translated(self._url, "checking the database"),
             ):
                 rights = self._look(connection)
@@ -173,7 +173,9 @@ class Restore:
         self._check_versions(connection)
         guards.check_writing(connection, self._url, manifest.encoding if manifest else "UTF8")
         if manifest is None:
-            self._warnings.append(f"{self._opened.path.name} has no manifest; it was restored on trust, uncounted")
+            self._warnings.append(
+                f"{self._opened.path.name} has no manifest; it was restored on trust, uncounted"
+            )
             return role_rights(connection, [])
         tables = [table.name.text for table in catalog.tables(connection) if table.holds_rows]
         guards.check_identity(manifest, tables, self._url, allowed=self._options.from_other_database)
@@ -213,7 +215,8 @@ class Restore:
         if others and not self._options.disconnect:
             self._refuse_extensions(lacking[False])
             return "in_place", (
-                f"{len(others)} other {'session is' if len(others) == 1 else 'sessions are'} connected and nobody is"
+                f"{len(others)} other {'session is' if len(others) == 1 else 'sessions are'} connected"
+                " and nobody is"
                 " disconnected; --disconnect allows the fast way"
             )
         reasons = list(lacking[True])
@@ -250,9 +253,7 @@ class Restore:
             )
         self._warnings += result.warnings
 
-    def _swap_or_stay(
-        self, rights: RoleRights, lock: databases.TargetLock, reason: str
-    ) -> tuple[str, str]:
+    def _swap_or_stay(self, rights: RoleRights, lock: databases.TargetLock, reason: str) -> tuple[str, str]:
         """Swap; when ``auto`` chose it and somebody came in meanwhile, restore in place instead."""
         disconnect = self._options.strategy == "swap" or self._options.disconnect
         try:
@@ -370,5 +371,5 @@ def as_restore_error(error: KeikakuError, url: DatabaseURL) -> KeikakuError:
     if type(error) is not KeikakuError or isinstance(error, OutcomeUnknownError):
         return error
     return RestoreFailedError(
-        f"restoring into {url.database} failed", found="\n".join([error.what, error.found]), **error.details
+        f"restoring into {url.database} failed", found=f"{error.what}\n{error.found}", **error.details
     )

@@ -40,7 +40,8 @@ _REFRESH_TARGET = re.compile(rb"REFRESH MATERIALIZED VIEW (" + _NAME + rb"\." + 
 _SEQUENCES = f"""
 SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind = 'S' AND c.relpersistence <> 't' AND {USER_SCHEMA} AND {not_extension_member("pg_class", "c.oid")}
+WHERE c.relkind = 'S' AND c.relpersistence <> 't' AND {USER_SCHEMA}
+  AND {not_extension_member("pg_class", "c.oid")}
 ORDER BY c.oid
 """  # noqa: S608 - constants of this package
 _TRIGGERS = """
@@ -82,7 +83,11 @@ class _Resting:
 
 
 def restore_rows(
-    connection: Connection, script: Script, loader: Loader, tables: list[catalog.TableInfo], manifest: Manifest
+    connection: Connection,
+    script: Script,
+    loader: Loader,
+    tables: list[catalog.TableInfo],
+    manifest: Manifest,
 ) -> None:
     """Replace all rows; the caller holds the locks and commits.
 
@@ -161,7 +166,9 @@ def _resting(connection: Connection, oids: list[int]) -> _Resting:
         names = {"table": sql.Identifier(row[0], row[1]), "name": sql.Identifier(row[2])}
         resting.off.append(sql.SQL("ALTER TABLE ONLY {table} DISABLE TRIGGER {name}").format(**names))
         verb = sql.SQL("ENABLE ALWAYS" if row[3] else "ENABLE")
-        resting.on.append(sql.SQL("ALTER TABLE ONLY {table} {verb} TRIGGER {name}").format(verb=verb, **names))
+        resting.on.append(
+            sql.SQL("ALTER TABLE ONLY {table} {verb} TRIGGER {name}").format(verb=verb, **names)
+        )
     for row in connection.execute(_FORCED, [oids]).fetchall():
         # COPY is refused to an owner that row security holds for.
         table = sql.Identifier(row[0], row[1])
@@ -187,7 +194,9 @@ def _emptying(connection: Connection, tables: list[catalog.TableInfo]) -> list[s
     roots = [table for table in tables if table.root is None or table.root == table.name]
     if roots:
         names = [
-            table.name.identifier if table.kind == "partitioned" else sql.SQL("ONLY {}").format(table.name.identifier)
+            table.name.identifier
+            if table.kind == "partitioned"
+            else sql.SQL("ONLY {}").format(table.name.identifier)
             for table in roots
         ]
         statements.append(sql.SQL("TRUNCATE TABLE {}").format(sql.SQL(", ").join(names)))

@@ -1,4 +1,4 @@
-"""The plain SQL that pg_dump writes, taken apart into statements and COPY blocks.
+r"""The plain SQL that pg_dump writes, taken apart into statements and COPY blocks.
 
 A restore in one transaction cannot hand the file to ``psql -1``: a dump with
 large objects ends the transaction itself, statements about extensions fail for
@@ -6,7 +6,7 @@ a plain owner, and only some statements may run when just the rows are put
 back. So the file is split exactly where psql would split it (the rules of
 psqlscan.l: quotes, dollar quotes, nested comments, parentheses, ``BEGIN
 ATOMIC`` bodies) and each part is named by what it does. Anything that pg_dump
-never writes, such as ``\\connect``, is refused before a database is touched.
+never writes, such as ``\connect``, is refused before a database is touched.
 
 Only positions are kept, so a file of any size costs a few kilobytes.
 """
@@ -14,7 +14,6 @@ Only positions are kept, so a file of any size costs a few kilobytes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ from keikaku_snapshots.errors import SnapshotCorruptError
 
 if TYPE_CHECKING:
     import mmap
+    from collections.abc import Iterator
 
 #: How much is handed to `bytes.find` at once, bytes. Large enough that slicing costs nothing, small
 #: enough that memory stays flat (A7) and other threads get their turn.
@@ -200,7 +200,9 @@ def _find(buffer: mmap.mmap | bytes, needle: bytes, start: int) -> int:
     return -1
 
 
-def _next_statement(buffer: mmap.mmap | bytes, position: int, name: str) -> tuple[int, int, bool] | None:
+def _next_statement(  # noqa: C901, PLR0912 - one branch for each kind of token, as in psqlscan.l
+    buffer: mmap.mmap | bytes, position: int, name: str
+) -> tuple[int, int, bool] | None:
     """The bounds of the next statement, and whether it is a psql command instead."""
     start, parentheses, body, words = -1, 0, 0, list[bytes]()
     while (token := _TOKEN.search(buffer, position)) is not None:

@@ -9,7 +9,6 @@ out of locks nor hold back the server's cleaning.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -24,6 +23,8 @@ from keikaku_snapshots.snapshots.counts import compare_counts
 from keikaku_snapshots.snapshots.load import Loader, RoleRights, Script, restore_failed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from keikaku_snapshots.postgres.connect import Connection
     from keikaku_snapshots.postgres.url import DatabaseURL
     from keikaku_snapshots.snapshots.manifest import Manifest
@@ -41,7 +42,7 @@ class SwapResult:
     warnings: tuple[str, ...]
 
 
-def restore_by_swap(  # noqa: PLR0913 - what a restore needs
+def restore_by_swap(
     url: DatabaseURL,
     script: Script,
     manifest: Manifest | None,
@@ -91,7 +92,9 @@ def restore_by_swap(  # noqa: PLR0913 - what a restore needs
         old_name = databases.sibling_name("old", url.database)
         keep_until = None
         if keep_old_minutes > 0:
-            keep_until = (datetime.now(UTC) + timedelta(minutes=keep_old_minutes)).isoformat(timespec="seconds")
+            keep_until = (datetime.now(UTC) + timedelta(minutes=keep_old_minutes)).isoformat(
+                timespec="seconds"
+            )
         databases.swap_by_rename(
             url,
             replacement=scratch,
@@ -134,7 +137,7 @@ def refuse_obstacles(admin: Connection, url: DatabaseURL, *, disconnect: bool) -
         )
 
 
-def _fill(  # noqa: PLR0913 - the parts of restore_by_swap
+def _fill(
     url: DatabaseURL,
     scratch: str,
     script: Script,

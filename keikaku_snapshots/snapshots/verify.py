@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from keikaku_snapshots.snapshots.manifest import Snapshot
 
 _HEADER = re.compile(rb"--\n-- PostgreSQL database dump\n--\n\n(?:\\restrict (?P<key>[A-Za-z0-9]+)\n\n)?")
-_END = re.compile(rb"--\n-- PostgreSQL database dump complete\n--\n\n(?:\\unrestrict (?P<key>[A-Za-z0-9]+)\n\n)?\Z")
+_END = re.compile(
+    rb"--\n-- PostgreSQL database dump complete\n--\n\n(?:\\unrestrict (?P<key>[A-Za-z0-9]+)\n\n)?\Z"
+)
 #: More than header and end can be: the key of ``\restrict`` has 63 characters.
 _EDGE_BYTES = 400
 _ARCHIVE_MAGIC = b"PGDMP"
@@ -73,7 +75,11 @@ def check_shape(descriptor: int, format_name: str, name: str) -> None:
 def _looks_like(head: bytes) -> str:
     if not head:
         return "it is empty"
-    for magic, kind in ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (_ARCHIVE_MAGIC, "a custom archive")):
+    for magic, kind in (
+        (b"\x1f\x8b", "gzip"),
+        (b"\x28\xb5\x2f\xfd", "zstd"),
+        (_ARCHIVE_MAGIC, "a custom archive"),
+    ):
         if head.startswith(magic):
             return f"it looks like {kind}"
     return "its first bytes are something else"

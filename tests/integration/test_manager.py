@@ -32,6 +32,7 @@ from keikaku_snapshots.errors import (
 )
 from keikaku_snapshots.postgres.connect import RetryPolicy
 from keikaku_snapshots.snapshots import dump as dump_module
+from keikaku_snapshots.snapshots.disk import ReserveWatcher
 from tests.integration import schemas
 from tests.integration.test_restore_in_place import CHANGED, SMALL
 from tests.servers import connect
@@ -62,7 +63,7 @@ def test_a_snapshot_is_a_private_file_with_a_manifest_and_a_link(manager: Snapsh
     made = manager.create_snapshot("small", "説明", tags=["a"], metadata={"seed": 7}, progress=told.append)
     assert stat.S_IMODE(made.path.stat().st_mode) == 0o600
     assert stat.S_IMODE(manager.directory.stat().st_mode) == 0o700
-    assert os.readlink(manager.directory / "small_latest.sql") == made.path.name
+    assert str((manager.directory / "small_latest.sql").readlink()) == made.path.name
     assert made.path.name == f"small_{made.version}.sql"
     assert made.row_counts == {"public.parents": 50, "public.children": 500}
     manifest = made.manifest
@@ -155,7 +156,9 @@ def test_what_is_not_available_is_refused_before_anything_is_done(
         {"clean_existing": False},
     ],
 )
-def test_a_restore_option_that_is_not_available_is_refused(manager: SnapshotManager, options: dict[str, Any]) -> None:
+def test_a_restore_option_that_is_not_available_is_refused(
+    manager: SnapshotManager, options: dict[str, Any]
+) -> None:
     """The same for restore."""
     manager.create_snapshot("small")
     with pytest.raises(UsageError):
@@ -174,9 +177,9 @@ def test_options_of_the_manager_are_checked() -> None:
 
 def test_too_little_room_is_said_and_leaves_no_file(manager: SnapshotManager) -> None:
     """B6, FAULTS 9."""
-    with SnapshotManager(manager.url, manager.directory, minimum_free_mb=10**9) as greedy:
-        with pytest.raises(DiskFullError, match="ディスク容量不足"):
-            greedy.create_snapshot("small")
+    greedy = SnapshotManager(manager.url, manager.directory, minimum_free_mb=10**9)
+    with pytest.raises(DiskFullError, match="ディスク容量不足"):
+        greedy.create_snapshot("small")
     assert list(manager.directory.glob("*small*")) == []
 
 
@@ -184,9 +187,12 @@ def test_a_disk_that_fills_up_while_dumping_stops_it_and_leaves_nothing(
     manager: SnapshotManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """FAULTS 9, 3.10: the reserve is watched while pg_dump runs."""
-    schemas.run(manager.url, "CREATE TABLE wide AS SELECT i, repeat('x', 1000) AS v FROM generate_series(1, 60000) AS i")
+    schemas.run(
+        manager.url,
+        "CREATE TABLE wide AS SELECT i, repeat('x', 1000) AS v FROM generate_series(1, 60000) AS i",
+    )
 
-    class Full(dump_module.ReserveWatcher):
+    class Full(ReserveWatcher):
         def __call__(self) -> str | None:
             return "only 1 MB are free"
 
@@ -220,7 +226,9 @@ def test_a_table_that_is_locked_does_not_hang_the_dump(
     manager: SnapshotManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """FAULTS 61."""
-    monkeypatch.setattr(dump_module.DumpOptions, "__init__", _short_lock_wait(dump_module.DumpOptions.__init__))
+    monkeypatch.setattr(
+        dump_module.DumpOptions, "__init__", _short_lock_wait(dump_module.DumpOptions.__init__)
+    )
     with connect(manager.url) as session, session.transaction():
         session.execute("LOCK TABLE parents IN ACCESS EXCLUSIVE MODE")
         with pytest.raises(DatabaseInUseError):
@@ -250,7 +258,10 @@ def test_the_name_of_another_applications_snapshots_is_refused(
     """B15: create and restore, by the same rule; drift of one schema is another matter."""
     manager.create_snapshot("small")
     other = make_database(server)
-    schemas.run(other, "CREATE TABLE inventories (id int); CREATE TABLE batches (id int); INSERT INTO batches VALUES (1)")
+    schemas.run(
+        other,
+        "CREATE TABLE inventories (id int); CREATE TABLE batches (id int); INSERT INTO batches VALUES (1)",
+    )
     with SnapshotManager(other, manager.directory, minimum_free_mb=1) as stranger:
         with pytest.raises(OtherDatabaseError, match="another application"):
             stranger.create_snapshot("small")
@@ -273,14 +284,17 @@ def test_production_is_refused_unless_it_is_meant(
             manager.restore_snapshot("small")
     with SnapshotManager(url, tmp_path, allow_protected=True, minimum_free_mb=1) as manager:
         manager.restore_snapshot("small")
-    with SnapshotManager(url, tmp_path, allow_protected=True, allowed_databases=["*_test"]) as manager:
-        with pytest.raises(ProtectedDatabaseError, match="allowed_databases"):
-            manager.restore_snapshot("small")
+    listed = SnapshotManager(url, tmp_path, allow_protected=True, allowed_databases=["*_test"])
+    with pytest.raises(ProtectedDatabaseError, match="allowed_databases"):
+        listed.restore_snapshot("small")
 
 
 def test_drift_warns_or_stops_or_is_ignored(manager: SnapshotManager) -> None:
     """B7: the message names what differs."""
-    schemas.run(manager.url, "CREATE TABLE alembic_version (version_num text); INSERT INTO alembic_version VALUES ('aaa')")
+    schemas.run(
+        manager.url,
+        "CREATE TABLE alembic_version (version_num text); INSERT INTO alembic_version VALUES ('aaa')",
+    )
     manager.create_snapshot("small")
     change = "ALTER TABLE parents ADD COLUMN age int; UPDATE alembic_version SET version_num = 'bbb'"
     schemas.run(manager.url, change)
@@ -303,10 +317,13 @@ def test_a_read_only_database_and_a_poorer_encoding_are_refused(
     latin = make_database(server)
     with server.admin() as admin:
         name = latin.database
-        admin.execute(f"DROP DATABASE {name}")  # type: ignore[arg-type]
-        admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'")  # type: ignore[arg-type]
-        admin.execute(f"ALTER DATABASE {manager.url.database} SET default_transaction_read_only = on")  # type: ignore[arg-type]
-    with SnapshotManager(latin, manager.directory) as other, pytest.raises(UnsafeRestoreError, match="LATIN1"):
+        admin.execute(f"DROP DATABASE {name}")
+        admin.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'")
+        admin.execute(f"ALTER DATABASE {manager.url.database} SET default_transaction_read_only = on")
+    with (
+        SnapshotManager(latin, manager.directory) as other,
+        pytest.raises(UnsafeRestoreError, match="LATIN1"),
+    ):
         other.restore_snapshot("small")
     with pytest.raises(AccessDeniedError, match="default_transaction_read_only"):
         manager.restore_snapshot("small")
@@ -389,7 +406,7 @@ def test_kill_9_of_pg_dumps_parent_leaves_nothing_that_any_command_lists(manager
         "dump._facts = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "SnapshotManager(sys.argv[1], sys.argv[2], minimum_free_mb=1).create_snapshot('small')\n"
     )
-    killed = subprocess.run(  # noqa: S603 - ourselves
+    killed = subprocess.run(
         [sys.executable, "-c", code, manager.url.text, str(manager.directory)],
         env={"PATH": os.defpath, "PYTHONPATH": os.pathsep.join(sys.path)},
         check=False,

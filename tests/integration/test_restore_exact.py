@@ -24,7 +24,7 @@ ROLES = ("postgres", "keikaku_creator")
 def test_every_way_gives_back_the_same_dump(
     each_server: Server, make_database: MakeDatabase, tmp_path: Path, role: str, format_name: str
 ) -> None:
-    """B2, FAULTS 72, 78, 100: partitions, circles, extensions of a superuser, large objects, rules, rights and all."""
+    """B2, FAULTS 72, 78, 100: partitions, circles, foreign extensions, large objects, rules, rights."""
     url = make_database(each_server, role)
     schemas.make_rich(each_server, url)
     before = schemas.dump_text(each_server, url)
@@ -98,14 +98,20 @@ def test_a_dump_of_an_older_server_restores_into_a_newer_one(
     assert schemas.rows_of(old_url, "SELECT id, v FROM t") == [(1, "日本")]
 
 
-def test_a_clean_dump_restores_in_every_way(server: Server, make_database: MakeDatabase, tmp_path: Path) -> None:
+def test_a_clean_dump_restores_in_every_way(
+    server: Server, make_database: MakeDatabase, tmp_path: Path
+) -> None:
     """B1: what --clean puts in front is for psql by hand and is left out here."""
     url = make_database(server)
     schemas.make_rich(server, url)
     before = schemas.dump_text(server, url)
     with SnapshotManager(url, tmp_path, minimum_free_mb=1) as manager:
         manager.create_snapshot("rich", clean=True)
-        for damage, strategy in ((schemas.DAMAGE, "in_place"), (schemas.SCHEMA_DAMAGE, "in_place"), (schemas.DAMAGE, "swap")):
+        for damage, strategy in (
+            (schemas.DAMAGE, "in_place"),
+            (schemas.SCHEMA_DAMAGE, "in_place"),
+            (schemas.DAMAGE, "swap"),
+        ):
             schemas.run(url, damage)
             manager.restore_snapshot("rich", strategy=strategy, on_schema_mismatch="ignore")
             assert schemas.dump_text(server, url) == before

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from keikaku_snapshots.postgres.url import DatabaseURL
+    from keikaku_snapshots.snapshots.script import Part
     from tests.conftest import FreshServer, MakeDatabase
     from tests.servers import Server
 
@@ -34,7 +35,9 @@ CREATE TABLE children (id serial PRIMARY KEY, parent_id int NOT NULL REFERENCES 
 INSERT INTO parents (name) SELECT 'p' || i FROM generate_series(1, 50) AS i;
 INSERT INTO children (parent_id, mood) SELECT 1 + i % 50, 'm' || i FROM generate_series(1, 500) AS i;
 """
-CHANGED = "DELETE FROM children WHERE id > 300; UPDATE parents SET name = name || 'x'; SELECT nextval('parents_id_seq')"
+CHANGED = """
+DELETE FROM children WHERE id > 300; UPDATE parents SET name = name || 'x'; SELECT nextval('parents_id_seq');
+"""
 
 
 @pytest.fixture
@@ -62,7 +65,7 @@ def test_an_idle_session_stays_connected_and_its_prepared_statements_work(small:
 
 
 def test_a_session_that_holds_a_table_is_named(server: Server, small: SnapshotManager) -> None:
-    """FAULTS 6, 60: the dump's own lock_timeout = 0 does not count; who is in the way is said, nothing is changed."""
+    """FAULTS 6, 60: the dump's own lock_timeout = 0 does not count; who is in the way is said."""
     before = schemas.dump_text(server, small.url)
     with psycopg.connect(small.url.text, application_name="the_app") as session:
         session.execute("SELECT count(*) FROM children")
@@ -96,7 +99,7 @@ def test_an_error_at_the_end_leaves_everything_as_it_was(
     format_name: str,
     schema_change: str,
 ) -> None:
-    """FAULTS 4, 5, 100: large objects, sequences and rows alike, although the dump has a COMMIT of its own."""
+    """FAULTS 4, 5, 100: large objects, sequences and rows alike, though the dump has a COMMIT."""
     url = make_database(server)
     schemas.make_rich(server, url)
     with SnapshotManager(url, tmp_path, minimum_free_mb=1) as manager:
@@ -130,11 +133,15 @@ def test_every_step_that_fails_leaves_everything_as_it_was(
         for stop_at in (0, 1, 15, 40, 80, 120):
             count = 0
 
-            def fail(self: load.Loader, cursor: psycopg.Cursor[object], text: bytes, stop_at: int = stop_at) -> None:
+            def fail(
+                self: load.Loader, cursor: psycopg.Cursor[object], text: bytes, stop_at: int = stop_at
+            ) -> None:
                 nonlocal count
                 if count == stop_at:
                     with server.admin() as admin:
-                        admin.execute("SELECT pg_terminate_backend(%s, 5000)", [self._connection.info.backend_pid])
+                        admin.execute(
+                            "SELECT pg_terminate_backend(%s, 5000)", [self._connection.info.backend_pid]
+                        )
                 count += 1
                 run_part(self, cursor, text)
 
@@ -152,7 +159,7 @@ def test_a_broken_constraint_is_named_and_its_key_stays_out_of_the_text(
     before = schemas.dump_text(server, small.url)
     copy = load.Loader._copy
 
-    def orphan(self: load.Loader, cursor: psycopg.Cursor[object], part: load.Part) -> None:
+    def orphan(self: load.Loader, cursor: psycopg.Cursor[object], part: Part) -> None:
         copy(self, cursor, part)
         if b"children" in self._script.text(part):
             cursor.execute("INSERT INTO public.children (id, parent_id) VALUES (7000, 4711)")
@@ -230,7 +237,9 @@ def test_what_pg_dump_never_writes_is_refused(
     before = schemas.dump_text(server, small.url)
     snapshot = small.get_snapshot("small")
     assert snapshot.manifest is not None
-    content = snapshot.path.read_bytes().replace(b"SET client_min_messages", foreign + b"SET client_min_messages")
+    content = snapshot.path.read_bytes().replace(
+        b"SET client_min_messages", foreign + b"SET client_min_messages"
+    )
     snapshot.path.write_bytes(content)
     fitted = dataclasses.replace(
         snapshot.manifest, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest()
@@ -241,7 +250,9 @@ def test_what_pg_dump_never_writes_is_refused(
     assert schemas.dump_text(server, small.url) == before
 
 
-def test_tables_of_another_owner_are_named_and_refused(server: Server, make_database: MakeDatabase, tmp_path: Path) -> None:
+def test_tables_of_another_owner_are_named_and_refused(
+    server: Server, make_database: MakeDatabase, tmp_path: Path
+) -> None:
     """RECIPES 1.3: the owner of the database may not drop or fill another role's table."""
     url = make_database(server, "keikaku_owner")
     schemas.run(url, SMALL)
@@ -259,14 +270,18 @@ def test_too_many_tables_for_one_transaction_are_refused_beforehand(
     fresh_server: FreshServer, tmp_path: Path
 ) -> None:
     """RECIPES 1.6: the server's own "out of shared memory" would come half-way."""
-    server = fresh_server(18, max_connections="12", max_locks_per_transaction="10", max_prepared_transactions="0")
+    server = fresh_server(
+        18, max_connections="12", max_locks_per_transaction="10", max_prepared_transactions="0"
+    )
     with server.admin() as admin:
         admin.execute("CREATE DATABASE crowded")
     url = server.url.with_database("crowded")
     schemas.run(url, "".join(f"CREATE TABLE t{i} (id serial PRIMARY KEY, v text UNIQUE);" for i in range(15)))
     with SnapshotManager(url, tmp_path, minimum_free_mb=1) as manager:
         manager.create_snapshot("crowded")
-        schemas.run(url, "".join(f"CREATE TABLE u{i} (id serial PRIMARY KEY, v text UNIQUE);" for i in range(15)))
+        schemas.run(
+            url, "".join(f"CREATE TABLE u{i} (id serial PRIMARY KEY, v text UNIQUE);" for i in range(15))
+        )
         with pytest.raises(UnsafeRestoreError, match="max_locks_per_transaction"):
             manager.restore_snapshot("crowded", strategy="in_place")
         assert manager.restore_snapshot("crowded", strategy="swap").strategy == "swap"
@@ -286,7 +301,9 @@ def test_two_restores_of_one_database_do_not_meet(small: SnapshotManager, tmp_pa
         except BaseException as error:  # noqa: BLE001 - looked at below
             errors.append(error)
 
-    threads = [threading.Thread(target=restore, args=[way]) for way in ("in_place", "swap", "in_place", "swap")]
+    threads = [
+        threading.Thread(target=restore, args=[way]) for way in ("in_place", "swap", "in_place", "swap")
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

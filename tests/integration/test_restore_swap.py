@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import psycopg
 
     from keikaku_snapshots.postgres.url import DatabaseURL
+    from keikaku_snapshots.snapshots.script import Part
     from tests.conftest import MakeDatabase
     from tests.servers import Server
 
@@ -58,7 +59,9 @@ def wait_until_clean(server: Server, url: DatabaseURL) -> None:
         time.sleep(0.02)
 
 
-def test_auto_swaps_when_nobody_is_connected_and_leaves_nothing_behind(server: Server, small: SnapshotManager) -> None:
+def test_auto_swaps_when_nobody_is_connected_and_leaves_nothing_behind(
+    server: Server, small: SnapshotManager
+) -> None:
     """RECIPES 3.5: the server drops the old database without a process of ours."""
     restored = small.restore_snapshot("small")
     assert (restored.strategy, restored.reason, restored.warnings) == ("swap", "nobody else is connected", ())
@@ -78,25 +81,28 @@ def test_settings_grants_and_comment_of_the_database_survive(server: Server, sma
             f"REVOKE CONNECT ON DATABASE {name} FROM PUBLIC",
             f"GRANT CONNECT ON DATABASE {name} TO keikaku_owner",
         ):
-            admin.execute(statement)  # type: ignore[arg-type]
+            admin.execute(statement)
         query = """
-            SELECT datdba, (SELECT array_agg(a::text ORDER BY a::text) FROM unnest(datacl) a), datconnlimit, shobj_description(oid, 'pg_database'),
+            SELECT datdba, (SELECT array_agg(a::text ORDER BY a::text) FROM unnest(datacl) a), datconnlimit,
+                   shobj_description(oid, 'pg_database'),
                    (SELECT array_agg(setrole || array_to_string(setconfig, ',') ORDER BY setrole)
                     FROM pg_db_role_setting WHERE setdatabase = d.oid)
             FROM pg_database d WHERE datname = %s
         """
-        before = admin.execute(query, [name]).fetchone()  # type: ignore[arg-type]
+        before = admin.execute(query, [name]).fetchone()
         small.restore_snapshot("small", strategy="swap")
-        assert admin.execute(query, [name]).fetchone() == before  # type: ignore[arg-type]
+        assert admin.execute(query, [name]).fetchone() == before
 
 
-def test_a_swap_that_was_asked_for_ends_sessions_and_disconnect_lets_auto_do_it(small: SnapshotManager) -> None:
+def test_a_swap_that_was_asked_for_ends_sessions_and_disconnect_lets_auto_do_it(
+    small: SnapshotManager,
+) -> None:
     """`--disconnect` allows the fast way."""
     for options in ({"strategy": "swap"}, {"disconnect": True}):
         with connect(small.url) as session:
-            restored = small.restore_snapshot("small", **options)  # type: ignore[arg-type]
+            restored = small.restore_snapshot("small", **options)
             assert restored.strategy == "swap"
-            with pytest.raises(Exception, match="terminat|closed"):
+            with pytest.raises(Exception, match=r"terminat|closed"):
                 session.execute("SELECT 1")
 
 
@@ -119,10 +125,14 @@ def test_a_session_that_comes_in_while_the_new_database_is_built_is_not_disconne
     sessions[0].close()
 
 
-def test_a_replication_slot_or_prepared_transaction_is_not_lost(server: Server, small: SnapshotManager) -> None:
+def test_a_replication_slot_or_prepared_transaction_is_not_lost(
+    server: Server, small: SnapshotManager
+) -> None:
     """FAULTS 101: looked for first; `auto` stays in place, `swap` is refused with the reason."""
     with connect(small.url) as session:
-        session.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [f"slot_{small.url.database}"])
+        session.execute(
+            "SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", [f"slot_{small.url.database}"]
+        )
     with pytest.raises(UnsafeRestoreError, match="slot_"):
         small.restore_snapshot("small", strategy="swap")
     restored = small.restore_snapshot("small")
@@ -139,7 +149,7 @@ def test_an_error_in_the_middle_of_the_load_changes_nothing(
     before = schemas.dump_text(server, small.url)
     copy = load.Loader._copy
 
-    def cut(self: load.Loader, cursor: psycopg.Cursor[object], part: load.Part) -> None:
+    def cut(self: load.Loader, cursor: psycopg.Cursor[object], part: Part) -> None:
         copy(self, cursor, part)
         with server.admin() as admin:
             admin.execute("SELECT pg_terminate_backend(%s, 5000)", [self._connection.info.backend_pid])
@@ -154,12 +164,14 @@ def test_an_error_in_the_middle_of_the_load_changes_nothing(
     wait_until_clean(server, small.url)
 
 
-def test_wrong_counts_never_go_live(server: Server, small: SnapshotManager, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_counts_never_go_live(
+    server: Server, small: SnapshotManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """DESIGN 3: row counts are compared before the change goes live."""
     before = schemas.dump_text(server, small.url)
     copy = load.Loader._copy
 
-    def lose(self: load.Loader, cursor: psycopg.Cursor[object], part: load.Part) -> None:
+    def lose(self: load.Loader, cursor: psycopg.Cursor[object], part: Part) -> None:
         copy(self, cursor, part)
         if b"children" in self._script.text(part):
             cursor.execute("DELETE FROM public.children WHERE id = 5")
@@ -204,7 +216,7 @@ def test_roles_that_are_missing_or_out_of_reach_are_named_and_nobody_is_locked_o
     source = make_database(server)
     gone = f"gone_{source.database}"
     with server.admin() as admin:
-        admin.execute(f"CREATE ROLE {gone}")  # type: ignore[arg-type]
+        admin.execute(f"CREATE ROLE {gone}")
     schemas.run(
         source,
         f"{SMALL} ALTER TABLE parents OWNER TO keikaku_owner; ALTER TABLE children OWNER TO {gone};"
@@ -214,7 +226,7 @@ def test_roles_that_are_missing_or_out_of_reach_are_named_and_nobody_is_locked_o
         manager.create_snapshot("small")
     schemas.run(source, f"DROP OWNED BY {gone}")
     with server.admin() as admin:
-        admin.execute(f"DROP ROLE {gone}")  # type: ignore[arg-type]
+        admin.execute(f"DROP ROLE {gone}")
     for strategy in ("swap", "in_place"):
         target = make_database(server, "keikaku_creator")
         with SnapshotManager(target, tmp_path, minimum_free_mb=1) as manager:
@@ -255,7 +267,7 @@ def test_kill_9_of_this_process_in_the_middle_of_copy_changes_nothing(
 ) -> None:
     """FAULTS 2, 44: psql on a pipe committed 631 of 1000 rows here; the next command clears up."""
     before = schemas.dump_text(server, small.url)
-    killed = subprocess.run(  # noqa: S603 - ourselves
+    killed = subprocess.run(
         [sys.executable, "-c", _KILLED, small.url.text, str(small.directory), strategy, "2"],
         env={"PATH": os.defpath, "PYTHONPATH": os.pathsep.join(sys.path)},
         check=False,

@@ -1,0 +1,178 @@
+"""Make one version of a snapshot: look first, dump, publish."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import logging
+import os
+import platform
+from typing import TYPE_CHECKING, Any
+
+from keikaku_snapshots.errors import ConnectError
+from keikaku_snapshots.postgres import catalog
+from keikaku_snapshots.postgres.connect import connect, is_transient, retrying, server_info, translated
+from keikaku_snapshots.postgres.tools import Tools, find_tools
+from keikaku_snapshots.snapshots.disk import check_space, estimate_bytes
+from keikaku_snapshots.snapshots.dump import Dump, DumpOptions, take_dump
+from keikaku_snapshots.snapshots.guards import check_create_identity
+from keikaku_snapshots.snapshots.manifest import Manifest, Snapshot
+from keikaku_snapshots.snapshots.names import suffix_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from keikaku_snapshots.postgres.connect import RetryPolicy
+    from keikaku_snapshots.postgres.url import DatabaseURL
+    from keikaku_snapshots.progress import ProgressCallback
+    from keikaku_snapshots.snapshots.lock import FileLock
+    from keikaku_snapshots.snapshots.stage import Stage
+    from keikaku_snapshots.snapshots.store import SnapshotStore
+
+log = logging.getLogger("keikaku_snapshots.create")
+
+
+class Create:
+    """One create; `run` does it."""
+
+    def __init__(
+        self,
+        url: DatabaseURL,
+        store: SnapshotStore,
+        options: DumpOptions,
+        fields: dict[str, Any],
+        *,
+        pg_bin: Path | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> None:
+        """Prepare; nothing is touched yet.
+
+        Args:
+            url: The database.
+            store: Where the snapshot goes.
+            options: Format and contents.
+            fields: What the caller says for the manifest, the name among it.
+            pg_bin: Where the programs are.
+            retry: Tries when the connection is lost.
+        """
+        self._url = url
+        self._store = store
+        self._options = options
+        self._fields = fields
+        self._pg_bin = pg_bin
+        self._retry = retry
+
+    def run(
+        self,
+        version: str | None,
+        *,
+        overwrite: bool = False,
+        lock_wait_s: float = 0,
+        progress: ProgressCallback | None = None,
+    ) -> Snapshot:
+        """Make the snapshot, or nothing.
+
+        Args:
+            version: Its version; the time if None.
+            overwrite: Replace that version if it exists.
+            lock_wait_s: Seconds to wait for another create of this name.
+            progress: Told the bytes written.
+
+        Returns:
+            The snapshot.
+
+        Raises:
+            KeikakuError: Nothing was published.
+        """
+        name = self._fields["name"]
+
+        def lost(error: BaseException) -> bool:
+            return isinstance(error, ConnectError) and is_transient(error)
+
+        with self._store.writing(name, operation="create", wait_s=lock_wait_s) as lock:
+            if version is not None:
+                self._store.check_free(name, version, overwrite=overwrite)
+            tools = self._look()
+            # A dump only reads: a lost connection is tried again, with a new temporary file (FAULTS 3.9).
+            snapshot: Snapshot = retrying(self._retry, should_retry=lost)(
+                self._attempt, lock, tools, version, overwrite, progress
+            )
+        log.info("created %s (%d bytes)", snapshot, snapshot.size_bytes)
+        return snapshot
+
+    def _attempt(
+        self,
+        lock: FileLock,
+        tools: Tools,
+        version: str | None,
+        overwrite: bool,
+        progress: ProgressCallback | None,
+    ) -> Snapshot:
+        suffix = suffix_of(self._options.format)
+        with self._store.stage(self._fields["name"], suffix) as stage, _copy_of(lock.fileno()) as held:
+            dump = take_dump(self._url, tools, stage, self._options, pass_fds=(held,), progress=progress)
+            return self._publish(stage, dump, tools, version, overwrite=overwrite)
+
+    def _look(self) -> Tools:
+        """Look at everything that can be known beforehand: tools, disk, whose name it is."""
+        name, format_name = self._fields["name"], self._options.format
+        timeout_s = self._options.lock_wait_timeout_s
+        with connect(self._url, autocommit=True, retry=self._retry, lock_timeout_s=timeout_s) as connection:
+            tools = find_tools(server_info(connection).major, configured=self._pg_bin)
+            with translated(self._url, "looking at the database"):
+                tables = [table.name.text for table in catalog.tables(connection) if table.holds_rows]
+                size = catalog.database_size_bytes(connection)
+        earlier = [
+            item.manifest for item in self._store.list(name) if item.is_valid and item.manifest is not None
+        ]
+        check_create_identity(name, earlier[0] if earlier else None, tables, self._url)
+        same = [one for one in earlier if one.format == format_name and one.database == self._url.database]
+        estimate = estimate_bytes(
+            database_bytes=size,
+            last_snapshot_bytes=same[0].size_bytes if same else None,
+            format_name=format_name,
+        )
+        self._store.prepare()
+        check_space(self._store.directory, estimate, minimum_free_mb=self._options.minimum_free_mb)
+        return tools
+
+    def _publish(
+        self, stage: Stage, dump: Dump, tools: Tools, version: str | None, *, overwrite: bool
+    ) -> Snapshot:
+        from keikaku_snapshots import __version__
+
+        manifest = Manifest(
+            **self._fields,
+            **dump.facts,
+            version=version or self._store.next_version(self._fields["name"], dump.created_at),
+            created_at=dump.created_at,
+            finished_at=dump.finished_at,
+            data_file=stage.path.name,
+            size_bytes=dump.file.size_bytes,
+            sha256=dump.file.sha256,
+            format=self._options.format,
+            owners=self._options.owners,
+            clean=self._options.clean,
+            tool_versions={"pg_dump": tools.version},
+            keikaku_version=__version__,
+            created_by={"user": _account(), "host": platform.node()},
+        )
+        return self._store.publish(stage, manifest, overwrite=overwrite)
+
+
+@contextlib.contextmanager
+def _copy_of(descriptor: int) -> Iterator[int]:
+    """A second descriptor of a lock for a child: a fork closes the first one in the child (`lock`)."""
+    copy = os.dup(descriptor)
+    try:
+        yield copy
+    finally:
+        os.close(copy)
+
+
+def _account() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())  # an account without a name, as containers have
