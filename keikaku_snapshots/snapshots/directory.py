@@ -186,8 +186,14 @@ class SnapshotDirectory:
             read_regular(self.path / (file_name + MANIFEST_SUFFIX), MANIFEST_LIMIT_BYTES)
         )
 
-    def not_found(self, name: str, version: str | None, found: list[Snapshot]) -> SnapshotNotFoundError:
-        """Return the error for a snapshot that is not there, with what is there instead."""
+    def not_found(
+        self, name: str, version: str | None, found: list[Snapshot]
+    ) -> SnapshotNotFoundError | SnapshotCorruptError:
+        """Return the error for a snapshot that is not there, with what is there instead.
+
+        Damage that came after a snapshot was complete is told as damage: a fixture that makes a new
+        one on FileNotFoundError must not hide it. What a killed create left is only "not there".
+        """
         what = (
             f"there is no snapshot {name!r}" if version is None else f"there is no snapshot {name} {version}"
         )
@@ -197,7 +203,8 @@ class SnapshotDirectory:
             versions = ", ".join(item.version for item in found[:10])
             return SnapshotNotFoundError(what, found=f"{self.path} has these versions of it: {versions}.")
         lines = "\n".join(f"  {item.version}: {item.problem}" for item in found[:10])
-        return SnapshotNotFoundError(
+        kind = SnapshotCorruptError if any(item.manifest for item in found) else SnapshotNotFoundError
+        return kind(
             f"there is no valid snapshot {name!r}", found=f"{self.path} has only damaged ones:\n{lines}"
         )
 

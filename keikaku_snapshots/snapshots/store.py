@@ -119,6 +119,7 @@ class SnapshotStore:
 
         Raises:
             SnapshotNotFoundError: There is none.
+            SnapshotCorruptError: There are complete ones, and all of them were damaged since.
         """
         newest = self.latest(name) if version is None else None
         if newest is not None:

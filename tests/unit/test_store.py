@@ -370,9 +370,9 @@ class TestList:
         assert not store.directory.exists()
 
     def test_what_is_not_found_says_what_there_is(self, store: SnapshotStore) -> None:
-        """Names the directory, and the versions or problems found."""
+        """Names the directory, and the versions or problems found; damage is not told as absence."""
         write(store, "one", "v1").path.write_text("cut short")
-        with pytest.raises(SnapshotNotFoundError) as caught:
+        with pytest.raises(SnapshotCorruptError) as caught:
             store.find("app")
         assert "v1: the data file has 9 bytes" in caught.value.found
         assert str(store.directory) in str(caught.value)
