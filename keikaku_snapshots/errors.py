@@ -134,9 +134,7 @@ class InvalidURLError(UsageError):
 class InvalidNameError(UsageError):
     """A snapshot, version or database name has characters or a length that no file system takes."""
 
-    default_hint = (
-        "Use letters, digits, '.', '_' and '-', at most 100, beginning with a letter or digit."
-    )
+    default_hint = "Use letters, digits, '.', '_' and '-', at most 100, beginning with a letter or digit."
     hint_ja = "英数字と . _ - のみ、英数字で始まる 100 文字以内の名前にしてください。"
 
 
@@ -248,7 +246,9 @@ class DiskFullError(KeikakuError, OSError):
     exit_code = 14
     term = "ディスク容量不足"
     default_hint = "Free space, delete old snapshots, or use another --snapshot-dir."
-    hint_ja = "空き容量を確保するか、古いスナップショットを削除するか、別の --snapshot-dir を指定してください。"
+    hint_ja = (
+        "空き容量を確保するか、古いスナップショットを削除するか、別の --snapshot-dir を指定してください。"
+    )
 
 
 class ToolError(KeikakuError):
@@ -406,4 +406,7 @@ class SchemaDriftError(KeikakuError):
     exit_code = 28
     term = "スキーマバージョンが一致しません"
     default_hint = "Make a new snapshot, migrate first, or pass on_schema_mismatch='warn'."
-    hint_ja = "スナップショットを作り直すか、マイグレーションを実行するか、on_schema_mismatch='warn' を指定してください。"
+    hint_ja = (
+        "スナップショットを作り直すか、マイグレーションを実行するか、"
+        "on_schema_mismatch='warn' を指定してください。"
+    )

@@ -86,5 +86,4 @@ def _commands(language: str, body: str) -> Iterator[str]:
     if language != "console":
         yield body
         return
-    for command in re.findall(r"^\$ (.*(?:\\\n.*)*)$", body, re.MULTILINE):
-        yield command
+    yield from re.findall(r"^\$ (.*(?:\\\n.*)*)$", body, re.MULTILINE)

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 #: Case number: what goes wrong -> what must happen.
 CASES: dict[int, str] = {
     1: "A dump is cut at any byte; psql restores it with exit 0 -> refused before the database is touched",
-    2: "Our process is killed while psql reads the dump -> the database is unchanged (psql reads a file, never a pipe)",
+    2: "Our process is killed while psql reads the dump -> the database is unchanged",
     3: "A cut .gz is piped into psql -1 and commits -> nothing changes",
-    4: "An SQL error in mid-file without ON_ERROR_STOP is exit 0 -> the restore fails, the database is unchanged",
+    4: "An SQL error in mid-file without ON_ERROR_STOP is exit 0 -> the restore fails",
     5: "--single-transaction alone hides an SQL error behind exit 0 -> the restore fails",
     6: "A .psqlrc switches ON_ERROR_STOP off -> it is ignored",
     7: "A byte of the data is changed; psql and pg_restore -l accept it -> the checksum refuses it",
@@ -55,7 +58,7 @@ CASES: dict[int, str] = {
     40: "A password file readable by others is ignored by libpq -> made 0600",
     41: "Unknown URL parameters lose TLS -> an error; asyncpg's ssl is translated",
     42: "The target looks like production -> refused unless allowed",
-    43: "pg_dump is ended by a signal and leaves a partial file -> removed, or swept at the next start",
+    43: "pg_dump is ended by a signal and leaves a partial file -> removed or swept",
     44: "Our process is killed and its children go on -> they end with it",
     45: "A worker thread ends and its child gets the death signal -> programs start from one long-lived thread",
     46: "SIGTERM skips every finally -> the command line turns it into an exception",

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 
 @contextlib.asynccontextmanager
 async def open_session(url: DatabaseURL, driver: str) -> AsyncIterator[AsyncSession]:
+    """Give a session on an engine of its own."""
     engine = create_async_engine(url.for_sqlalchemy(driver))
     try:
         async with AsyncSession(engine) as session:
@@ -50,7 +51,7 @@ def restore_or_generate(url: DatabaseURL, directory: Path) -> str:
 async def test_the_fixture_restores_while_their_session_is_open(
     owner_database: DatabaseURL, tmp_path: Path, driver: str
 ) -> None:
-    """Restore, or generate on FileNotFoundError, while an AsyncSession is open; it then counts 100 offices."""
+    """Restore, or generate on FileNotFoundError, while an AsyncSession is open; it then counts offices."""
     async with open_session(owner_database, driver) as session:
         await session.execute(text("SELECT 1"))
         await session.commit()
