@@ -60,7 +60,7 @@ CASES: dict[int, str] = {
     42: "The target looks like production -> refused unless allowed",
     43: "pg_dump is ended by a signal and leaves a partial file -> removed or swept",
     44: "Our process is killed and its children go on -> they end with it",
-    45: "A worker thread ends and its child gets the death signal -> programs start from one long-lived thread",
+    45: "A worker thread ends and its child is killed -> programs start from one long-lived thread",
     46: "SIGTERM skips every finally -> the command line turns it into an exception",
     47: "A timeout kills psql but not its query -> cancelled with the right signal",
     48: "A grandchild survives the timeout -> the whole process group ends",
