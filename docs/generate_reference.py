@@ -23,7 +23,7 @@ from keikaku_snapshots import errors
 from keikaku_snapshots.cli import COMMANDS, keikaku
 from keikaku_snapshots.cli.session import Command
 from keikaku_snapshots.config import DATABASE_VARIABLES, DEFAULT_FILES, schema
-from tests.fault_cases import CASES, tests_by_case
+from tests.fault_cases import CASES, cases_tested
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,7 +67,7 @@ def pages() -> dict[str, str]:
 
 def faults_page() -> str:
     """Return the catalogue of faults with the files that test them."""
-    tests = tests_by_case(ROOT / "tests")
+    tests = cases_tested(ROOT / "tests")
     lines = [
         "# Faults",
         "",
