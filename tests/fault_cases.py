@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ LATER = frozenset({14, 15, 16, 24, 25, 26, 27, 28, 29, 36, 71, 77, 78, 79, 81, 8
 _REFERENCE = re.compile(r"FAULTS?\s+((?:\d+(?![\d.]*\.\d)(?:\s*[-,/]\s*|\s+and\s+)?)+)")
 
 
+@lru_cache(maxsize=1)
 def cases_tested(folder: Path) -> dict[int, list[str]]:
     """Return the tests whose docstring (or whose parameters' ids) name a case, by case number."""
     found: dict[int, list[str]] = {number: [] for number in CASES}
