@@ -19,6 +19,7 @@
     ├── ConnectError (ConnectionError)                                     12
     │   └── AuthenticationError                                            12
     ├── SnapshotCorruptError                                               13
+    │   └── JSONCorruptError                                               13
     ├── DiskFullError (OSError)                                            14
     ├── ToolError                                                          15
     │   ├── ToolMissingError (FileNotFoundError)                           15
@@ -32,6 +33,8 @@
     ├── AccessDeniedError (PermissionError)                                18
     ├── CreateFailedError                                                  19
     ├── OutcomeUnknownError                                                22
+    ├── StaleError                                                         23
+    ├── PruneIncompleteError                                               24
     ├── RestoreFailedError                                                 25
     ├── DataError                                                          26
     │   ├── ForeignKeyError                                                26
@@ -240,6 +243,19 @@ class SnapshotCorruptError(KeikakuError):
     hint_ja = "以前の版を復元するか(`keikaku list`)、スナップショットを作り直してください。"
 
 
+class JSONCorruptError(SnapshotCorruptError):
+    """The JSON file of a test-data snapshot is damaged or cannot be read; no row was touched."""
+
+    term = "JSONファイルが破損"
+    default_hint = (
+        "Correct the file at the place named above, restore an older version (`keikaku list`), "
+        "or make a new snapshot."
+    )
+    hint_ja = (
+        "上記の箇所を修正するか、以前の版を復元するか(`keikaku list`)、スナップショットを作り直してください。"
+    )
+
+
 class DiskFullError(KeikakuError, OSError):
     """Bytes, inodes or a quota are used up, or would be; nothing half-written is left."""
 
@@ -345,6 +361,22 @@ class OutcomeUnknownError(KeikakuError):
     exit_code = 22
     default_hint = "Look into the database before running it again; it was not repeated for you."
     hint_ja = "再実行の前にデータベースの状態を確認してください。自動再実行はしていません。"
+
+
+class StaleError(KeikakuError):
+    """The newest valid snapshot is older or smaller than it may be."""
+
+    exit_code = 23
+    default_hint = "Look at the last run of `keikaku refresh`; run it by hand to see why it fails."
+    hint_ja = "直近の `keikaku refresh` の結果を確認し、手動で実行して失敗の原因を調べてください。"
+
+
+class PruneIncompleteError(KeikakuError):
+    """Some old snapshots could not be deleted; the others were, and what was to stay is untouched."""
+
+    exit_code = 24
+    default_hint = "Remove the cause named above (rights, file system), then run `keikaku prune` again."
+    hint_ja = "上記の原因(権限・ファイルシステム)を取り除き、`keikaku prune` を再実行してください。"
 
 
 class RestoreFailedError(KeikakuError):
