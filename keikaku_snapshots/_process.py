@@ -210,6 +210,17 @@ class RunningTool:
         """Return the exit code (negative: signal), or None while it runs."""
         return self._popen.returncode if self._ended.is_set() else None
 
+    def has_ended(self, within_s: float) -> bool:
+        """Wait for the end for a limited time.
+
+        Args:
+            within_s: Most seconds to wait.
+
+        Returns:
+            True when the program has ended; `wait` then answers at once.
+        """
+        return self._ended.wait(within_s)
+
     def wait(self) -> ToolResult:
         """Wait for the end.
 

@@ -138,8 +138,11 @@ def owners_and_grants(connection: Connection) -> list[OwnershipStatement]:
     owners: list[OwnershipStatement] = []
     grants: list[OwnershipStatement] = []
     with catalog_search_path(connection):
-        for entry in _OWNED:
-            for row in connection.execute(_objects_query(*entry)).fetchall():
+        # One round trip: beside a busy pg_dump each one waits for its turn on the processor.
+        with connection.pipeline():
+            cursors = [connection.execute(_objects_query(*entry)) for entry in _OWNED]
+        for cursor in cursors:
+            for row in cursor.fetchall():
                 kind, identity, owner, owner_settable, has_acl, acl = row
                 name = f"{kind} {identity}"
                 if owner_settable:
@@ -303,11 +306,14 @@ def apply_owners_and_grants(connection: Connection, statements: Iterable[Ownersh
     return warnings + [f"{name}: {text}" for name, text in refused.items()]
 
 
-def roles_needed(connection: Connection) -> list[str]:
+def roles_needed(
+    connection: Connection, statements: Iterable[OwnershipStatement] | None = None
+) -> list[str]:
     """List the roles that own objects of the database, have rights on them, or stand in a policy.
 
     Args:
         connection: The database.
+        statements: From `owners_and_grants`, when the caller has them; asked for if None.
 
     Returns:
         Role names, sorted.
@@ -320,5 +326,6 @@ def roles_needed(connection: Connection) -> list[str]:
         """
     ).fetchall()
     # The server keeps no record for the role that initdb made; the objects name it.
-    owners = {role for one in owners_and_grants(connection) for role in one.roles}
+    known = owners_and_grants(connection) if statements is None else statements
+    owners = {role for one in known for role in one.roles}
     return sorted({row[0] for row in rows} | owners)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from keikaku_snapshots.postgres.connect import RetryPolicy
+    from keikaku_snapshots.postgres.connect import Connection, RetryPolicy
     from keikaku_snapshots.postgres.url import DatabaseURL
     from keikaku_snapshots.progress import ProgressCallback
     from keikaku_snapshots.snapshots.lock import FileLock
@@ -93,10 +93,9 @@ class Create:
         with self._store.writing(name, operation="create", wait_s=lock_wait_s) as lock:
             if version is not None:
                 self._store.check_free(name, version, overwrite=overwrite)
-            tools = self._look()
             # A dump only reads: a lost connection is tried again, with a new temporary file (FAULTS 3.9).
             snapshot: Snapshot = retrying(self._retry, should_retry=lost)(
-                self._attempt, lock, tools, version, overwrite, progress
+                self._attempt, lock, version, overwrite, progress
             )
         log.info("created %s (%d bytes)", snapshot, snapshot.size_bytes)
         return snapshot
@@ -104,25 +103,35 @@ class Create:
     def _attempt(
         self,
         lock: FileLock,
-        tools: Tools,
         version: str | None,
         overwrite: bool,
         progress: ProgressCallback | None,
     ) -> Snapshot:
         suffix = suffix_of(self._options.format)
-        with self._store.stage(self._fields["name"], suffix) as stage, _copy_of(lock.fileno()) as held:
-            dump = take_dump(self._url, tools, stage, self._options, pass_fds=(held,), progress=progress)
+        with contextlib.ExitStack() as stack:
+            connection = stack.enter_context(self._connect())
+            tools = self._look(connection)
+            stage = stack.enter_context(self._store.stage(self._fields["name"], suffix))
+            held = stack.enter_context(_copy_of(lock.fileno()))
+            dump = take_dump(
+                connection, self._url, tools, stage, self._options, pass_fds=(held,), progress=progress
+            )
             return self._publish(stage, dump, tools, version, overwrite=overwrite)
 
-    def _look(self) -> Tools:
+    def _connect(self) -> contextlib.closing[Connection]:
+        """One connection for looking and for the dump's snapshot: what it has learnt of the catalog stays."""
+        timeout_s = self._options.lock_wait_timeout_s
+        return contextlib.closing(
+            connect(self._url, autocommit=True, statement_timeout_s=0, lock_timeout_s=timeout_s)
+        )
+
+    def _look(self, connection: Connection) -> Tools:
         """Look at everything that can be known beforehand: tools, disk, whose name it is."""
         name, format_name = self._fields["name"], self._options.format
-        timeout_s = self._options.lock_wait_timeout_s
-        with connect(self._url, autocommit=True, retry=self._retry, lock_timeout_s=timeout_s) as connection:
-            tools = find_tools(server_info(connection).major, configured=self._pg_bin)
-            with translated(self._url, "looking at the database"):
-                tables = [table.name.text for table in catalog.tables(connection) if table.holds_rows]
-                size = catalog.database_size_bytes(connection)
+        tools = find_tools(server_info(connection).major, configured=self._pg_bin)
+        with translated(self._url, "looking at the database"):
+            tables = [table.name.text for table in catalog.tables(connection) if table.holds_rows]
+            size = catalog.database_size_bytes(connection)
         earlier = [
             item.manifest for item in self._store.list(name) if item.is_valid and item.manifest is not None
         ]

@@ -28,9 +28,9 @@ from keikaku_snapshots.errors import (
     ToolError,
 )
 from keikaku_snapshots.postgres import catalog
-from keikaku_snapshots.postgres.connect import connect, server_info, translated
+from keikaku_snapshots.postgres.connect import server_info, translated
 from keikaku_snapshots.postgres.filters import OUR_SCHEMAS
-from keikaku_snapshots.postgres.ownership import owners_and_grants, roles_needed
+from keikaku_snapshots.postgres.ownership import OwnershipStatement, owners_and_grants, roles_needed
 from keikaku_snapshots.postgres.tools import (
     Tools,
     pg_restore_list,
@@ -53,8 +53,8 @@ if TYPE_CHECKING:
 
 #: Seconds between two progress values of a dump.
 _PROGRESS_S = 0.25
-#: Seconds between two looks at a running pg_dump.
-_POLL_S = 0.01
+#: First server version that ends a long transaction by itself.
+_TRANSACTION_TIMEOUT_SINCE = 170_000
 #: Errors that say better than "creating failed" what happened, with exit codes of their own.
 _KEPT_ERRORS = (
     AccessDeniedError,
@@ -101,6 +101,7 @@ class Dump:
 
 
 def take_dump(
+    connection: Connection,
     url: DatabaseURL,
     tools: Tools,
     stage: Stage,
@@ -112,6 +113,7 @@ def take_dump(
     """Dump a database into a staged file.
 
     Args:
+        connection: The database, in autocommit and idle; in a transaction of ours until it is closed.
         url: The database.
         tools: Programs of the server's major version.
         stage: The temporary file, empty.
@@ -127,43 +129,42 @@ def take_dump(
         DiskFullError: The reserve of free space was reached.
         CreateFailedError: pg_dump failed.
     """
-    with connect(url, statement_timeout_s=0, lock_timeout_s=options.lock_wait_timeout_s) as connection:
-        with translated(url, "exporting a snapshot"):
-            exported = _export(connection)
-        created_at = datetime.now(UTC)
-        watcher = ReserveWatcher(stage.path.parent, options.minimum_free_mb)
-        follower = GrowingFileHash(stage.path) if options.format == "plain" else None
-        try:
-            with start_pg_dump(
-                tools,
-                url,
-                stage.path,
-                format="custom" if options.format == "custom" else "plain",
-                snapshot_id=exported,
-                lock_wait_timeout_s=options.lock_wait_timeout_s,
-                compression=options.level,
-                owners=options.owners,
-                clean=options.clean,
-                exclude_schemas=_our_schemas(connection),
-                sync=False,  # the store syncs the file when it publishes it
-                pass_fds=(stage.fileno(), *pass_fds),
-                watch=watcher,
-            ) as running:
-                with translated(url, "reading the catalog"):
-                    facts = _facts(connection, url)
-                _follow(running, stage, progress)
-                result = running.wait()
-            if result.stopped:
-                raise watcher.error(result.stopped)
-            if not result.ok:
-                raise translate_tool_failure(result, url, doing=f"dumping {url.database}")
-            check_shape(stage.fileno(), options.format, stage.path.name)
-            file = follower.finish() if follower is not None else hash_descriptor(stage.fileno())
-        except KeikakuError as error:
-            raise _create_failed(error, url) from error
-        finally:
-            if follower is not None:
-                follower.abandon()
+    with translated(url, "exporting a snapshot"):
+        exported, our_schemas = _export(connection)
+    created_at = datetime.now(UTC)
+    watcher = ReserveWatcher(stage.path.parent, options.minimum_free_mb)
+    follower = GrowingFileHash(stage.path) if options.format == "plain" else None
+    try:
+        with start_pg_dump(
+            tools,
+            url,
+            stage.path,
+            format="custom" if options.format == "custom" else "plain",
+            snapshot_id=exported,
+            lock_wait_timeout_s=options.lock_wait_timeout_s,
+            compression=options.level,
+            owners=options.owners,
+            clean=options.clean,
+            exclude_schemas=our_schemas,
+            sync=False,  # the store syncs the file when it publishes it
+            pass_fds=(stage.fileno(), *pass_fds),
+            watch=watcher,
+        ) as running:
+            with translated(url, "reading the catalog"):
+                facts = _facts(connection, url)
+            _follow(running, stage, progress)
+            result = running.wait()
+        if result.stopped:
+            raise watcher.error(result.stopped)
+        if not result.ok:
+            raise translate_tool_failure(result, url, doing=f"dumping {url.database}")
+        check_shape(stage.fileno(), options.format, stage.path.name)
+        file = follower.finish() if follower is not None else hash_descriptor(stage.fileno())
+    except KeikakuError as error:
+        raise _create_failed(error, url) from error
+    finally:
+        if follower is not None:
+            follower.abandon()
     if options.format == "custom":
         check_archive(tools, stage.fileno(), stage.path.name)
     return Dump(file, facts, created_at, datetime.now(UTC))
@@ -187,23 +188,22 @@ def check_archive(tools: Tools, descriptor: int, name: str) -> None:
         raise SnapshotCorruptError(f"{name} cannot be read as an archive", found=result.stderr.strip()[-500:])
 
 
-def _export(connection: Connection) -> str:
+def _export(connection: Connection) -> tuple[str, list[str]]:
+    """Begin the transaction whose snapshot everything sees; with it, which schemas of ours are there."""
+    connection.autocommit = False
     connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
     connection.read_only = True
-    row = connection.execute("SELECT pg_catalog.pg_export_snapshot()").fetchone()
     # Waiting for pg_dump must not look like an abandoned transaction.
-    connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-    connection.execute(
-        "SELECT set_config(name, '0', true) FROM pg_settings WHERE name = 'transaction_timeout'"
-    )
-    return str(row[0]) if row else ""
-
-
-def _our_schemas(connection: Connection) -> list[str]:
-    rows = connection.execute(
-        "SELECT nspname::text FROM pg_catalog.pg_namespace WHERE nspname = ANY(%s)", [list(OUR_SCHEMAS)]
-    ).fetchall()
-    return [row[0] for row in rows]
+    limits = ["idle_in_transaction_session_timeout"]
+    if connection.info.server_version >= _TRANSACTION_TIMEOUT_SINCE:
+        limits.append("transaction_timeout")
+    row = connection.execute(
+        "SELECT pg_catalog.pg_export_snapshot(), ARRAY(SELECT n.nspname::text FROM pg_catalog.pg_namespace n"
+        " WHERE n.nspname = ANY(%s)), (SELECT count(pg_catalog.set_config(name, '0', true))"
+        " FROM unnest(%s::text[]) AS name)",
+        [list(OUR_SCHEMAS), limits],
+    ).fetchone()
+    return (str(row[0]), list(row[1])) if row else ("", [])
 
 
 def _facts(connection: Connection, url: DatabaseURL) -> dict[str, Any]:
@@ -216,6 +216,7 @@ def _facts(connection: Connection, url: DatabaseURL) -> dict[str, Any]:
         " WHERE datname = current_database()"
     ).fetchone()
     role = str(collation[1]) if collation else ""
+    ownership = owners_and_grants(connection)
     return {
         "database": url.database,
         "server_version": info.version,
@@ -233,10 +234,10 @@ def _facts(connection: Connection, url: DatabaseURL) -> dict[str, Any]:
             for item in extensions
         ],
         "foreign_owned_extensions": [item.name for item in extensions if item.owner != role],
-        "roles": roles_needed(connection),
+        "roles": roles_needed(connection, ownership),
         "schema_fingerprint": schema.digest,
         "schema_objects": schema.objects,
-        "ownership_digest": ownership_digest(connection),
+        "ownership_digest": _digest_of(ownership),
         "alembic_heads": catalog.alembic_heads(connection),
         "large_objects": catalog.large_object_count(connection),
         "sequences": {name: list(state) for name, state in catalog.sequences(connection).items()},
@@ -253,24 +254,24 @@ def ownership_digest(connection: Connection) -> str:
     Returns:
         SHA-256 in hex.
     """
-    lines = [
-        one.statement for one in owners_and_grants(connection) if not one.object.startswith("large object ")
-    ]
+    return _digest_of(owners_and_grants(connection))
+
+
+def _digest_of(ownership: Sequence[OwnershipStatement]) -> str:
+    lines = [one.statement for one in ownership if not one.object.startswith("large object ")]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _follow(running: RunningTool, stage: Stage, progress: ProgressCallback | None) -> None:
     """Tell the size of the growing file until pg_dump has ended."""
+    if progress is None:
+        return
     begun = time.monotonic()
-    told = begun
-    while running.poll() is None:
-        time.sleep(_POLL_S)
-        if progress is not None and time.monotonic() - told >= _PROGRESS_S:
-            told = time.monotonic()
-            progress(Progress("dump", stage.path.stat().st_size, None, "bytes", told - begun))
-    if progress is not None:
-        size = stage.path.stat().st_size
-        progress(Progress("dump", size, size, "bytes", time.monotonic() - begun, finished=True))
+    while not running.has_ended(_PROGRESS_S):
+        seconds = time.monotonic() - begun
+        progress(Progress("dump", stage.path.stat().st_size, None, "bytes", seconds))
+    size = stage.path.stat().st_size
+    progress(Progress("dump", size, size, "bytes", time.monotonic() - begun, finished=True))
 
 
 def _create_failed(error: KeikakuError, url: DatabaseURL) -> KeikakuError:
