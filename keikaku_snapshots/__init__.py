@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from keikaku_snapshots.progress import Progress
     from keikaku_snapshots.snapshots.manager import SnapshotManager
     from keikaku_snapshots.snapshots.manifest import Snapshot
+    from keikaku_snapshots.snapshots.retention import RetentionPolicy
 
     #: Version of the installed package.
     __version__: str
@@ -32,6 +33,7 @@ __all__ = [
     "EmbeddedServer",
     "KeikakuError",
     "Progress",
+    "RetentionPolicy",
     "Snapshot",
     "SnapshotManager",
     "__version__",
@@ -46,6 +48,7 @@ _HOME = {
     "EmbeddedServer": "keikaku_snapshots.postgres.embedded",
     "KeikakuError": "keikaku_snapshots.errors",
     "Progress": "keikaku_snapshots.progress",
+    "RetentionPolicy": "keikaku_snapshots.snapshots.retention",
     "Snapshot": "keikaku_snapshots.snapshots.manifest",
     "SnapshotManager": "keikaku_snapshots.snapshots.manager",
 }

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from keikaku_snapshots.config_schema import (
     GenerateSettings,
+    RetentionSettings,
     RetrySettings,
     ScaleSettings,
     SchemaField,
@@ -38,6 +39,7 @@ __all__ = [
     "DATABASE_VARIABLES",
     "GenerateSettings",
     "Loaded",
+    "RetentionSettings",
     "RetrySettings",
     "ScaleSettings",
     "SchemaField",

@@ -66,6 +66,26 @@ class GenerateSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionSettings:
+    """What `keikaku prune` and `refresh` keep of each snapshot name; what no rule keeps is deleted."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012 - pydantic reads this name as it is
+
+    #: The newest so many versions; null is no rule.
+    keep_last: Annotated[int, Gt(0)] | None = None
+    #: The newest version of each of the newest so many days (UTC) with a snapshot; null is no rule.
+    keep_daily: Annotated[int, Gt(0)] | None = None
+    #: The newest version of each of the newest so many weeks with a snapshot; null is no rule.
+    keep_weekly: Annotated[int, Gt(0)] | None = None
+    #: The newest version of each of the newest so many months with a snapshot; null is no rule.
+    keep_monthly: Annotated[int, Gt(0)] | None = None
+    #: Everything that is not older, in days; null is no rule.
+    older_than_days: Annotated[float, Ge(0)] | None = 30.0
+    #: So many of the newest versions stay whatever the other rules say.
+    min_keep: Annotated[int, Gt(0)] = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScaleSettings:
     """A scale of one's own: how much of a dataset, and how long that may take."""
 
@@ -115,6 +135,8 @@ class Settings:
     timeouts: TimeoutSettings = field(default_factory=TimeoutSettings)
     #: How test data is generated.
     generate: GenerateSettings = field(default_factory=GenerateSettings)
+    #: What of each snapshot name is kept by `prune` and `refresh`.
+    retention: RetentionSettings = field(default_factory=RetentionSettings)
     #: Scales of one's own, by name; a known name replaces the built-in scale.
     scales: dict[str, ScaleSettings] = field(default_factory=dict)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from keikaku_snapshots.config import Settings
     from keikaku_snapshots.postgres.url import DatabaseURL
     from keikaku_snapshots.snapshots.manager import SnapshotManager
+    from keikaku_snapshots.snapshots.retention import RetentionPolicy
 
 #: Where the embedded server of a working directory lives.
 EMBEDDED_DIRECTORY = Path(".keikaku/postgres")
@@ -51,6 +52,15 @@ class Session:
         if directory is not None:
             return dataclasses.replace(loaded.settings, snapshot_dir=Path(directory))
         return loaded.settings
+
+    @property
+    def retention(self) -> RetentionPolicy:
+        """The configured retention policy."""
+        import dataclasses
+
+        from keikaku_snapshots.snapshots.retention import RetentionPolicy
+
+        return RetentionPolicy(**dataclasses.asdict(self.settings.retention))
 
     @property
     def snapshot_dir(self) -> Path:
@@ -119,6 +129,7 @@ class Session:
             "protected_words": settings.protected_words,
             "allowed_databases": settings.allowed_databases,
             "pg_bin": settings.pg_bin,
+            "retention": self.retention,
         }
         if url is not None:
             options["retry"] = retry_policy(settings)

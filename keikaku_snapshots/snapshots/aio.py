@@ -44,8 +44,10 @@ class AsyncSnapshotManager:
         self.get_snapshot = self._twin(manager.get_snapshot)
         self.snapshot_exists = self._twin(manager.snapshot_exists)
         self.verify_snapshot = self._twin(manager.verify_snapshot)
+        self.compare_snapshots = self._twin(manager.compare_snapshots)
         self.delete_snapshot = self._twin(manager.delete_snapshot)
         self.delete_old_snapshots = self._twin(manager.delete_old_snapshots)
+        self.prune = self._twin(manager.prune)
 
     def _twin(self, method: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
         @functools.wraps(method)

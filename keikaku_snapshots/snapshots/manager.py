@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from keikaku_snapshots.postgres.url import DatabaseURL
     from keikaku_snapshots.progress import ProgressCallback
     from keikaku_snapshots.snapshots.aio import AsyncSnapshotManager
+    from keikaku_snapshots.snapshots.comparison import Comparison
     from keikaku_snapshots.snapshots.manifest import Manifest, Snapshot
     from keikaku_snapshots.snapshots.restore import Restored
+    from keikaku_snapshots.snapshots.retention import PrunePlan, RetentionPolicy
     from keikaku_snapshots.snapshots.verify import Verification
 
 
@@ -47,6 +49,7 @@ class SnapshotManager:
         pg_bin: str | os.PathLike[str] | None = None,
         maintenance_database: str = "postgres",
         retry: RetryPolicy | None = None,
+        retention: RetentionPolicy | None = None,
     ) -> None:
         """Prepare; no connection is made and no file is touched.
 
@@ -64,6 +67,7 @@ class SnapshotManager:
             pg_bin: Directory of pg_dump and pg_restore; searched if None.
             maintenance_database: The database from which others are made and renamed.
             retry: Tries when the connection is lost while dumping.
+            retention: What `prune` keeps when it is told nothing else; 30 days if None.
 
         Raises:
             InvalidURLError: The URL cannot be understood.
@@ -92,6 +96,7 @@ class SnapshotManager:
         self._pg_bin = None if pg_bin is None else Path(pg_bin)
         self._maintenance = maintenance_database
         self._retry = retry
+        self._retention = retention
         self._aio: AsyncSnapshotManager | None = None
 
     # -- life ------------------------------------------------------------------------
@@ -364,6 +369,43 @@ class SnapshotManager:
             opened.check_unchanged()
         return Verification(snapshot, file.sha256, file.size_bytes, tuple(checks), time.monotonic() - begun)
 
+    def compare_snapshots(
+        self,
+        a: str | Snapshot,
+        b: str | Snapshot,
+        *,
+        rows: int = 0,
+        progress: ProgressCallback | None = None,
+    ) -> Comparison:
+        """Say how two snapshots, or a snapshot and the database, differ; nothing is changed.
+
+        Both files are checked first. Memory does not grow with the data: rows
+        that do not fit are spread over temporary files in the snapshot directory.
+
+        Args:
+            a: The one side: a snapshot, its name (the newest valid one), ``name@version``,
+                or "live" for the database.
+            b: The other side, likewise.
+            rows: Most rows of each table that are given back with their values.
+            progress: Called with `Progress` values, in tables.
+
+        Returns:
+            Differences of schema, rows, sequences and large objects, on the way from ``a`` to ``b``.
+
+        Raises:
+            UsageError: A side cannot be understood, or both are the database.
+            SnapshotNotFoundError: There is no such snapshot (a `FileNotFoundError`).
+            SnapshotCorruptError: A file is damaged.
+            NoDatabaseError: "live" was said to a manager without database.
+        """
+        from keikaku_snapshots.snapshots.compare import LIVE, CompareOptions, compare
+
+        url = self.url if LIVE in (a, b) else None
+        options = CompareOptions(
+            rows, self._pg_bin, self._lock_wait_s, self._lock_timeout_s, self._minimum_free_mb
+        )
+        return compare(self._store, url, (a, b), options, progress)
+
     def _read_archive(self, descriptor: int, name: str, manifest: Manifest | None) -> None:
         from keikaku_snapshots.postgres.tools import find_tools
         from keikaku_snapshots.snapshots.dump import check_archive
@@ -404,3 +446,28 @@ class SnapshotManager:
             What was deleted, newest first.
         """
         return self._store.delete_old(name, keep_count)
+
+    def prune(
+        self, policy: RetentionPolicy | None = None, dry_run: bool = False, *, name: str | None = None
+    ) -> PrunePlan:
+        """Delete what a retention policy does not keep, and what interrupted runs left.
+
+        The newest valid version of each name and pinned ones always stay; damaged
+        ones neither count nor go.
+
+        Args:
+            policy: What to keep; the manager's own if None.
+            dry_run: Delete nothing.
+            name: Only this name; every name if None.
+
+        Returns:
+            What stayed and what went, with reasons.
+
+        Raises:
+            UsageError: The policy is empty.
+            PruneIncompleteError: Some could not be deleted; the others were.
+        """
+        from keikaku_snapshots.snapshots.prune import prune
+        from keikaku_snapshots.snapshots.retention import DEFAULT_POLICY
+
+        return prune(self._store, policy or self._retention or DEFAULT_POLICY, name=name, dry_run=dry_run)

@@ -46,11 +46,12 @@ from keikaku_snapshots.snapshots.stage import Stage
 from keikaku_snapshots.snapshots.sweep import sweep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 #: What lists return; named because a method of the store is called ``list``.
 Snapshots: TypeAlias = list[Snapshot]
 Paths: TypeAlias = list[Path]
+Outcomes: TypeAlias = list[tuple[Snapshot, KeikakuError | None]]
 
 _logger = logging.getLogger("keikaku_snapshots.snapshots")
 
@@ -305,16 +306,39 @@ class SnapshotStore:
             return old_ones(self.list(name), keep_count)
         if not self.directory.is_dir():
             return []
-        deleted = []
+        results = self.delete_chosen(lambda found: old_ones(found, keep_count), doing=doing, name=name)
+        for snapshot, error in results:
+            if isinstance(error, SnapshotInUseError):
+                _logger.warning("%s %s is kept: %s", snapshot.name, snapshot.version, error.found)
+            elif error is not None:
+                raise error
+        return [snapshot for snapshot, error in results if error is None]
+
+    def delete_chosen(
+        self, choose: Callable[[Snapshots], Iterable[Snapshot]], *, doing: str, name: str | None = None
+    ) -> Outcomes:
+        """Delete what is chosen from all there is, under one lock, so that nothing changes in between.
+
+        One that cannot be deleted does not keep the others.
+
+        Args:
+            choose: Given all snapshots, or those of one name, newest first, returns which go.
+            doing: What this is, for messages.
+            name: Only this name.
+
+        Returns:
+            Each chosen one with the error that kept it, or None when it was deleted.
+        """
+        outcomes: Outcomes = []
         with self._translated(doing), self._directory_lock(doing):
-            for snapshot in old_ones(self._disk.snapshots(name), keep_count):
+            for snapshot in choose(self._disk.snapshots(name)):
                 try:
                     self._delete(snapshot)
-                except SnapshotInUseError as error:
-                    _logger.warning("%s %s is kept: %s", snapshot.name, snapshot.version, error.found)
-                    continue
-                deleted.append(snapshot)
-        return deleted
+                except (KeikakuError, OSError) as error:
+                    outcomes.append((snapshot, _known(error, doing, snapshot.path)))
+                else:
+                    outcomes.append((snapshot, None))
+        return outcomes
 
     def sweep(self, *, dry_run: bool = False) -> Paths:
         """Remove what dead processes left and bring every ``latest`` link up to date.
@@ -469,3 +493,7 @@ class SnapshotStore:
             raise
         except OSError as error:
             raise translate_os_error(error, doing=doing, path=self.directory) from error
+
+
+def _known(error: KeikakuError | OSError, doing: str, path: Path) -> KeikakuError:
+    return error if isinstance(error, KeikakuError) else translate_os_error(error, doing=doing, path=path)
