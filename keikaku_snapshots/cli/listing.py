@@ -62,7 +62,9 @@ def list_(session: Session, name: str | None) -> None:
     ],
 )
 @click.argument("name", shell_complete=complete_snapshot_name)
-@click.option("--version", metavar="VERSION", help="An exact version.  [default: the newest valid one]")
+@click.option(
+    "--version", metavar="VERSION", help="A version, or the beginning of it.  [default: the newest valid one]"
+)
 @pass_session
 def show(session: Session, name: str, version: str | None) -> None:
     """Show everything that is known of one snapshot."""

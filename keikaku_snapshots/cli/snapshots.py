@@ -86,7 +86,9 @@ def create(session: Session, *, name: str, keep: int | None, lock_wait: float | 
     ],
 )
 @_name
-@click.option("--version", metavar="VERSION", help="An exact version.  [default: the newest valid one]")
+@click.option(
+    "--version", metavar="VERSION", help="A version, or the beginning of it.  [default: the newest valid one]"
+)
 @click.option(
     "--strategy",
     type=click.Choice(["auto", "in_place", "swap"]),

@@ -48,6 +48,9 @@ class AsyncSnapshotManager:
         self.delete_snapshot = self._twin(manager.delete_snapshot)
         self.delete_old_snapshots = self._twin(manager.delete_old_snapshots)
         self.prune = self._twin(manager.prune)
+        self.rename_snapshot = self._twin(manager.rename_snapshot)
+        self.pin_snapshot = self._twin(manager.pin_snapshot)
+        self.tag_snapshot = self._twin(manager.tag_snapshot)
 
     def _twin(self, method: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
         @functools.wraps(method)

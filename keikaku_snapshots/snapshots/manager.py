@@ -194,6 +194,7 @@ class SnapshotManager:
         """
         from keikaku_snapshots.snapshots.create import Create
         from keikaku_snapshots.snapshots.dump import DumpOptions
+        from keikaku_snapshots.snapshots.labels import check_tags
 
         check_name(name)
         check_create(format, compression, level, scope, jobs, clean=clean)
@@ -201,7 +202,7 @@ class SnapshotManager:
         fields: dict[str, Any] = {
             "name": name,
             "description": description,
-            "tags": list(tags),
+            "tags": check_tags(tags),
             "pinned": pinned,
             "metadata": dict(metadata or {}),
         }
@@ -314,19 +315,22 @@ class SnapshotManager:
         return self._store.list(name)
 
     def get_snapshot(self, name: str, version: str | None = None) -> Snapshot:
-        """Find the newest valid snapshot of a name, or an exact version.
+        """Find the newest valid snapshot of a name, or one by its version.
 
         Args:
             name: Its name.
-            version: Its version.
+            version: Its version, or so much of its beginning that only one fits.
 
         Returns:
-            The snapshot.
+            The snapshot; by version it may be a damaged one.
 
         Raises:
             SnapshotNotFoundError: There is none (a `FileNotFoundError`).
+            UsageError: More than one version begins so.
         """
-        return self._store.find(name, version)
+        from keikaku_snapshots.snapshots.labels import find_snapshot
+
+        return find_snapshot(self._store, name, version)
 
     def snapshot_exists(self, name: str) -> bool:
         """Tell whether there is a valid snapshot of this name.
@@ -412,6 +416,65 @@ class SnapshotManager:
 
         if manifest is not None:
             check_archive(find_tools(manifest.server_major, configured=self._pg_bin), descriptor, name)
+
+    # -- naming ----------------------------------------------------------------------
+
+    def rename_snapshot(self, old: str, new: str) -> Snapshot:
+        """Give all versions of a snapshot another name; calling it again ends an interrupted rename.
+
+        Args:
+            old: Its name now.
+            new: The name to be, which no other snapshot has.
+
+        Returns:
+            The newest version under its new name.
+
+        Raises:
+            SnapshotNotFoundError: There is no valid snapshot of the old name.
+            SnapshotExistsError: There are snapshots of the new name.
+            SnapshotInUseError: A version is being restored.
+        """
+        return self._store.rename(old, new, wait_s=self._lock_wait_s)
+
+    def pin_snapshot(self, name: str, version: str | None = None, pinned: bool = True) -> Snapshot:
+        """Keep a version from retention, or let it go again.
+
+        Args:
+            name: Its name.
+            version: Its version, or the beginning of it; the newest valid one if None.
+            pinned: False lets it go.
+
+        Returns:
+            The version as it is now.
+
+        Raises:
+            SnapshotNotFoundError: There is none.
+        """
+        from keikaku_snapshots.snapshots.labels import pin
+
+        return pin(self._store, self.get_snapshot(name, version), pinned=pinned)
+
+    def tag_snapshot(
+        self, name: str, version: str | None = None, *, add: Sequence[str] = (), remove: Sequence[str] = ()
+    ) -> Snapshot:
+        """Add and remove tags of a version.
+
+        Args:
+            name: Its name.
+            version: Its version, or the beginning of it; the newest valid one if None.
+            add: Words to add.
+            remove: Words to remove.
+
+        Returns:
+            The version as it is now.
+
+        Raises:
+            SnapshotNotFoundError: There is none.
+            InvalidNameError: A word cannot be a tag.
+        """
+        from keikaku_snapshots.snapshots.labels import tag
+
+        return tag(self._store, self.get_snapshot(name, version), add, remove)
 
     # -- removing --------------------------------------------------------------------
 

@@ -158,6 +158,10 @@ class SnapshotStore:
         """
         return open_snapshot(self._disk, snapshot, wait_s=wait_s, trust=trust)
 
+    def not_found(self, name: str, version: str | None, found: Snapshots) -> KeikakuError:
+        """Return the error for a snapshot that is not there, with what is there instead."""
+        return self._disk.not_found(name, version, found)
+
     # -- writing -------------------------------------------------------------
 
     def writing(self, name: str, *, operation: str = "create", wait_s: float = 0.0) -> FileLock:
@@ -356,8 +360,21 @@ class SnapshotStore:
                     self._refresh_link_or_log(name)
         return removed
 
-    def change(self, snapshot: Snapshot, **changes: Any) -> Snapshot:
+    def change(
+        self,
+        snapshot: Snapshot,
+        compute: Callable[[Manifest], dict[str, Any]] | None = None,
+        **changes: Any,
+    ) -> Snapshot:
         """Change what is recorded about a snapshot, such as ``pinned`` or ``tags``.
+
+        Args:
+            snapshot: Which.
+            compute: Given the manifest as it is, under the lock, returns further changes.
+            changes: Fields of the manifest.
+
+        Returns:
+            The snapshot as it is now.
 
         Raises:
             SnapshotNotFoundError: It is gone, or has no manifest.
@@ -369,6 +386,7 @@ class SnapshotStore:
                 raise self._disk.not_found(
                     snapshot.name, snapshot.version, self._disk.snapshots(snapshot.name)
                 )
+            changes |= compute(current.manifest) if compute else {}
             rewrite_manifest(self._disk, replace(current.manifest, **changes))
             changed = self._disk.load(canonical_name(snapshot))
         return changed or snapshot
