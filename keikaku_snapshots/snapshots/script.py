@@ -52,6 +52,7 @@ _TOKEN = re.compile(
 _STRING_REST = re.compile(rb"[^']*(?:''[^']*)*'")
 _ESCAPED_REST = re.compile(rb"[^'\\]*(?:(?:\\.|'')[^'\\]*)*'", re.DOTALL)
 _IDENTIFIER_REST = re.compile(rb'[^"]*(?:""[^"]*)*"')
+_ATOMIC = re.compile(rb"\s+ATOMIC\b", re.IGNORECASE)
 _BLOCK_EDGE = re.compile(rb"/\*|\*/")
 
 
@@ -115,7 +116,12 @@ _KINDS: tuple[tuple[Kind, re.Pattern[bytes]], ...] = (
     (Kind.TRANSACTION, re.compile(rb"(?:BEGIN|COMMIT);\Z")),
 )
 _OWNER = re.compile(rb'ALTER [A-Z][^\x00]* OWNER TO (?:"(?:[^"]|"")+"|[a-z0-9_$\x80-\xff]+);\Z', re.DOTALL)
-_COPY = re.compile(rb"COPY [^\x00]+ FROM stdin;\Z")
+_NAME = rb'(?:"(?:[^"]|"")+"|[A-Za-z0-9_$\x80-\xff]+)'
+#: Names only: a WHERE clause could end with ``IS DISTINCT FROM stdin`` behind a program.
+_COPY = re.compile(
+    rb"COPY " + _NAME + rb"(?:\." + _NAME + rb")? "
+    rb"(?:\(" + _NAME + rb"(?:, " + _NAME + rb")*\))? ?FROM stdin;\Z"
+)
 #: Statements that would end or split the one transaction; pg_dump writes none of them.
 _FORBIDDEN = re.compile(
     rb"(?:BEGIN|START|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE|PREPARE|CREATE DATABASE|DROP DATABASE"
@@ -165,7 +171,8 @@ def read_parts(buffer: mmap.mmap | bytes, *, name: str) -> Iterator[Part]:
 def _classify(buffer: mmap.mmap | bytes, start: int, end: int, name: str) -> Part:
     head = bytes(buffer[start : min(end, start + 400)])
     # Only short statements are matched to their end; the long ones are writes into large objects.
-    text = bytes(buffer[start:end]) if end - start < (64 << 10) else head
+    # A table can have 1,600 columns with names of 63 bytes, each of them quoted.
+    text = bytes(buffer[start:end]) if end - start < (256 << 10) else head
     if _COPY.match(text):
         return Part(Kind.COPY, start, end)
     for kind, pattern in _KINDS:
@@ -224,7 +231,7 @@ def _next_statement(  # noqa: C901, PLR0912 - one branch for each kind of token,
             if len(words) < 4:
                 words.append(word)
             if parentheses == 0 and _makes_routine(words):
-                body += _body_step(word, body)
+                body += _body_step(word, body, is_atomic=_ATOMIC.match(buffer, position) is not None)
         elif kind == "open":
             parentheses += 1
         elif kind == "close":
@@ -246,9 +253,13 @@ def _makes_routine(words: list[bytes]) -> bool:
     return kind in ([b"function"], [b"procedure"])
 
 
-def _body_step(word: bytes, depth: int) -> int:
-    """How ``BEGIN ATOMIC … END`` changes the depth; CASE counts only inside it."""
-    if word == b"begin" or (word == b"case" and depth > 0):
+def _body_step(word: bytes, depth: int, *, is_atomic: bool) -> int:
+    """How ``BEGIN ATOMIC … END`` changes the depth; CASE counts only inside it.
+
+    The server writes a column named ``begin`` without quotes, where psql takes
+    it for another body and cannot read its own dump; CASE and END are quoted.
+    """
+    if (word == b"begin" and is_atomic) or (word == b"case" and depth > 0):
         return 1
     return -1 if word == b"end" and depth > 0 else 0
 

@@ -105,6 +105,7 @@ def test_the_end_of_rows_is_found_across_chunks() -> None:
         b"SAVEPOINT a;",
         b"COPY a.b TO PROGRAM 'sh';",
         b"COPY a.b FROM PROGRAM 'sh';",
+        b"COPY a.b FROM PROGRAM 'sh' WHERE c IS DISTINCT FROM stdin;\n1\n\\.",
         b"DO $$ BEGIN END $$;",
         b"CREATE DATABASE x;",
         b"SELECT 'never closed",
@@ -117,6 +118,20 @@ def test_what_pg_dump_never_writes_is_refused(foreign: bytes) -> None:
     """FAULTS 12, 15, 16, 23, 24, 25, 29."""
     with pytest.raises(SnapshotCorruptError):
         list(read_parts(b"SET a = 1;\n" + foreign + b"\n", name="dump"))
+
+
+def test_a_column_named_begin_does_not_open_another_body() -> None:
+    """The server writes such a name without quotes; psql cannot read what pg_dump writes of it."""
+    script = b"CREATE FUNCTION a.f() RETURNS integer BEGIN ATOMIC\n SELECT 1 AS begin;\nEND;\nSELECT 1;\n"
+    assert len(list(read_parts(script, name="dump"))) == 2
+
+
+def test_a_table_with_the_most_and_longest_columns_is_read() -> None:
+    """1,600 quoted names make a COPY statement of over 100 kB."""
+    columns = ", ".join(f'"{"x" * 58} {number:04}"' for number in range(1600))
+    script = f'COPY a."b""; c" ({columns}) FROM stdin;\n1\n\\.\n'.encode()
+    (part,) = read_parts(script, name="dump")
+    assert part.kind is Kind.COPY
 
 
 def test_nothing_may_follow_the_end() -> None:
