@@ -18,6 +18,7 @@ from keikaku_snapshots.postgres.fingerprint import (
     fingerprint,
     names_and_types,
     needs_value,
+    portable,
 )
 from keikaku_snapshots.postgres.ownership import (
     OwnershipStatement,
@@ -66,6 +67,7 @@ __all__ = [
     "names_and_types",
     "needs_value",
     "owners_and_grants",
+    "portable",
     "reset_sequences",
     "roles_needed",
     "row_counts",

@@ -131,6 +131,18 @@ def names_and_types(objects: Mapping[str, str]) -> str:
     Returns:
         SHA-256 in hex.
     """
+    return _digest(portable(objects))
+
+
+def portable(objects: Mapping[str, str]) -> dict[str, str]:
+    """Keep names and column types alone, which every major version words alike.
+
+    Args:
+        objects: Definitions by kind and name.
+
+    Returns:
+        What `names_and_types` digests.
+    """
     kept: dict[str, str] = {}
     for key, text in objects.items():
         if key.startswith("column "):
@@ -139,7 +151,7 @@ def names_and_types(objects: Mapping[str, str]) -> str:
             kept[key] = text
         elif key.startswith(tuple(f"{kind} " for kind in _NAMED_KINDS)):
             kept[key] = ""
-    return _digest(kept)
+    return kept
 
 
 _COLUMN_EXTRAS = re.compile(r" (COLLATE|NOT NULL|GENERATED|DEFAULT|STATISTICS|STORAGE|COMPRESSION|WITH )")

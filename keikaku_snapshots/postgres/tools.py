@@ -47,6 +47,9 @@ __all__ = [
 
 #: Seconds that pg_dump waits for a table lock: a forgotten ALTER TABLE must not hang a nightly run.
 LOCK_WAIT_TIMEOUT_S = 60.0
+#: What pg_dump leaves to the session: equal values get equal texts whatever role and database
+#: prefer, so that two dumps of the same rows can be compared.
+DUMP_SETTINGS = {"TimeZone": "UTC", "bytea_output": "hex"}
 Format = Literal["plain", "custom", "directory"]
 Section = Literal["pre-data", "data", "post-data"]
 Watch = Callable[[], str | None]
@@ -165,7 +168,15 @@ def start_pg_dump(
     argv += [f"--encoding={encoding}"] if encoding is not None else []
     argv += [] if sync else ["--no-sync"]
     argv += extra
-    return _start(argv, url, timeout_s=timeout_s, pass_fds=pass_fds, watch=watch, grace_s=grace_s)
+    return _start(
+        argv,
+        url,
+        settings=DUMP_SETTINGS,
+        timeout_s=timeout_s,
+        pass_fds=pass_fds,
+        watch=watch,
+        grace_s=grace_s,
+    )
 
 
 def run_pg_dump(

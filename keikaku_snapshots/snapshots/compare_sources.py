@@ -1,0 +1,335 @@
+"""The two kinds of sides of a comparison: a snapshot's file and the live database.
+
+Both give the rows as the same COPY text: the live side sets its session as
+pg_dump does (ISO dates, shortest exact floats, UTC, empty search path), and
+reads everything in one transaction.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import tempfile
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import psycopg
+from psycopg import sql
+
+from keikaku_snapshots.errors import SnapshotCorruptError
+from keikaku_snapshots.postgres import catalog
+from keikaku_snapshots.postgres.connect import connect, server_info, translated
+from keikaku_snapshots.postgres.tools import (
+    DUMP_SETTINGS,
+    find_tools,
+    pg_restore_script,
+    translate_tool_failure,
+)
+from keikaku_snapshots.snapshots.compare_keys import parse_copy, tables_and_roots
+from keikaku_snapshots.snapshots.compare_rows import BLOCK_BYTES, Blocks, blocks_of, project
+from keikaku_snapshots.snapshots.disk import ReserveWatcher
+from keikaku_snapshots.snapshots.load import Script
+from keikaku_snapshots.snapshots.script import Kind, Part
+from keikaku_snapshots.snapshots.verify import check_shape
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from keikaku_snapshots.postgres.catalog import TableName
+    from keikaku_snapshots.postgres.connect import Connection
+    from keikaku_snapshots.postgres.url import DatabaseURL
+    from keikaku_snapshots.snapshots.manifest import Manifest
+    from keikaku_snapshots.snapshots.reading import OpenSnapshot
+
+#: What pg_dump sets for its session, so that equal values have equal texts.
+LIVE_SETTINGS: Final = {
+    **DUMP_SETTINGS,
+    "DateStyle": "ISO",
+    "IntervalStyle": "postgres",
+    "extra_float_digits": "3",
+    "search_path": "",
+    "row_security": "off",
+    "synchronize_seqscans": "off",
+}
+#: Bytes of a large object that are read at once.
+_LARGE_OBJECT_BYTES: Final = 1 << 20
+_OPEN = re.compile(rb"SELECT pg_catalog\.lo_open\('(?P<oid>[0-9]+)'")
+_WRITE = re.compile(rb"SELECT pg_catalog\.lowrite\(0, '\\x(?P<hex>[0-9a-f]*)'\);")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Some rows of a table: a COPY block, or a table or partition of the database."""
+
+    #: Columns in the order of the rows.
+    columns: tuple[str, ...]
+    #: Gives the rows with these columns, in this order.
+    read: Callable[[tuple[str, ...]], Blocks]
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One side of a comparison."""
+
+    #: ``snapshot`` or ``live``.
+    kind: str
+    #: Name of the snapshot or of the database.
+    name: str
+    #: Version of the snapshot; empty for the database.
+    version: str
+    #: Path of the file, or host, port and name of the database.
+    location: str
+    #: When the data were as they are compared; aware UTC.
+    at: datetime
+    #: Major version of the server.
+    server_major: int
+    #: Digest of the schema.
+    fingerprint: str
+    #: Definitions by kind and name.
+    objects: Mapping[str, str]
+    #: Alembic revisions.
+    alembic_heads: Sequence[str]
+    #: Last value and whether it was called, by sequence.
+    sequences: Mapping[str, tuple[int, bool]]
+    #: Where the rows of each table are; partitions count for their root.
+    tables: Mapping[TableName, list[Source]]
+    #: Digest of each large object by its number.
+    large_objects: Mapping[int, bytes] = field(default_factory=dict)
+
+
+# -- a snapshot --------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def snapshot_side(
+    opened: OpenSnapshot, *, pg_bin: Path | None = None, minimum_free_mb: int = 0
+) -> Iterator[Side]:
+    """Check a snapshot and open its rows.
+
+    Args:
+        opened: The snapshot, held so that nobody deletes it.
+        pg_bin: Where pg_restore is, for archives.
+        minimum_free_mb: Megabytes that must stay free where an archive is unpacked.
+
+    Yields:
+        The side; its rows can be read inside the block.
+
+    Raises:
+        SnapshotCorruptError: The file is damaged.
+    """
+    snapshot = opened.snapshot
+    check_shape(opened.fileno(), snapshot.format, opened.path.name)
+    opened.check()
+    manifest = snapshot.manifest
+    if manifest is None:
+        raise SnapshotCorruptError(f"snapshot {snapshot} has no manifest")
+    with _script(opened, manifest, pg_bin, minimum_free_mb) as script:
+        tables, large_objects = _contents(script, manifest.schema_objects)
+        yield Side(
+            kind="snapshot",
+            name=manifest.name,
+            version=manifest.version,
+            location=str(opened.path),
+            at=manifest.created_at,
+            server_major=manifest.server_major,
+            fingerprint=manifest.schema_fingerprint,
+            objects=manifest.schema_objects,
+            alembic_heads=manifest.alembic_heads,
+            sequences={name: (state[0], state[1]) for name, state in manifest.sequences.items()},
+            tables=tables,
+            large_objects=large_objects,
+        )
+    opened.check_unchanged()
+
+
+@contextlib.contextmanager
+def _script(
+    opened: OpenSnapshot, manifest: Manifest, pg_bin: Path | None, minimum_free_mb: int
+) -> Iterator[Script]:
+    """The snapshot as plain SQL; the rows of an archive are written to a temporary file first."""
+    name, descriptor = opened.path.name, opened.fileno()
+    if manifest.format == "plain":
+        with Script(descriptor, name) as script:
+            yield script
+        return
+    tools = find_tools(manifest.server_major, configured=pg_bin)
+    with tempfile.NamedTemporaryFile(prefix="keikaku-", suffix=".sql") as file:
+        watcher = ReserveWatcher(Path(file.name).parent, minimum_free_mb)
+        result = pg_restore_script(
+            tools,
+            f"/dev/fd/{descriptor}",
+            file.name,
+            single_transaction=False,
+            extra=["--data-only"],
+            pass_fds=(descriptor,),
+            watch=watcher,
+        )
+        if result.stopped:
+            raise watcher.error(result.stopped)
+        if not result.ok:
+            raise translate_tool_failure(result, None, doing=f"reading {name}")
+        with Script(file.fileno(), name) as script:
+            yield script
+
+
+def _contents(
+    script: Script, objects: Mapping[str, str]
+) -> tuple[dict[TableName, list[Source]], dict[int, bytes]]:
+    """Where the rows of each table are, and the digests of the large objects."""
+    roots = tables_and_roots(objects)
+    found: dict[TableName, list[tuple[TableName, Source]]] = {root: [] for root in roots.values()}
+    large_objects = _LargeObjects()
+    for part in script.stream(clean=False):
+        if part.kind is Kind.LARGE_OBJECT:
+            large_objects.add(script.text(part))
+        elif part.kind is Kind.COPY:
+            target = parse_copy(script.text(part).decode())
+            # Rows of an extension's own tables come with the extension and are not the user's.
+            if target is not None and target[0] in roots:
+                table, columns = target
+                found[roots[table]].append((table, _copy_source(script, part, columns)))
+    return {root: _sorted(sources) for root, sources in found.items()}, large_objects.digests()
+
+
+def _sorted(sources: list[tuple[TableName, Source]]) -> list[Source]:
+    """In the order of the partitions' names, so that equal sides have equal streams."""
+    return [source for _, source in sorted(sources, key=lambda pair: pair[0])]
+
+
+def _copy_source(script: Script, part: Part, columns: tuple[str, ...]) -> Source:
+    def read(wanted: tuple[str, ...]) -> Blocks:
+        positions = tuple(columns.index(name) for name in wanted)
+        return project(_rows(script, part), positions, len(columns))
+
+    return Source(columns, read)
+
+
+def _rows(script: Script, part: Part) -> Blocks:
+    start, buffer = part.data_start, script.buffer
+    while start < part.data_end:
+        end = min(start + BLOCK_BYTES, part.data_end)
+        if end < part.data_end:
+            end = buffer.find(b"\n", end - 1, part.data_end) + 1
+        yield bytes(buffer[start:end])
+        start = end
+
+
+class _LargeObjects:
+    """Digests of large objects, from the statements that write them."""
+
+    def __init__(self) -> None:
+        self._open: hashlib._Hash = hashlib.sha256()
+        self._found: dict[int, hashlib._Hash] = {}
+
+    def add(self, statement: bytes) -> None:
+        opened = _OPEN.match(statement)
+        if opened is not None:
+            self._open = self._found.setdefault(int(opened["oid"]), hashlib.sha256())
+            return
+        written = _WRITE.match(statement)
+        if written is not None:
+            self._open.update(bytes.fromhex(written["hex"].decode()))
+
+    def digests(self) -> dict[int, bytes]:
+        return {oid: hasher.digest() for oid, hasher in self._found.items()}
+
+
+# -- the live database -------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def live_side(url: DatabaseURL, *, lock_timeout_s: float) -> Iterator[Side]:
+    """Open the rows of a database, as of one moment.
+
+    Args:
+        url: The database.
+        lock_timeout_s: Seconds to wait for a table that is being altered.
+
+    Yields:
+        The side; its rows can be read inside the block.
+
+    Raises:
+        ConnectError: The server cannot be reached.
+        AccessDeniedError: The role may not read a table, or row security hides rows from it.
+    """
+    with connect(url, statement_timeout_s=0, lock_timeout_s=lock_timeout_s) as connection:
+        with translated(url, "reading the catalog"):
+            side = _live(connection, url)
+        yield side
+
+
+def _live(connection: Connection, url: DatabaseURL) -> Side:
+    connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+    connection.read_only = True
+    for name, value in LIVE_SETTINGS.items():
+        connection.execute("SELECT pg_catalog.set_config(%s, %s, true)", (name, value))
+    # Reading the other side for long must not look like an abandoned transaction.
+    connection.execute(
+        "SELECT pg_catalog.set_config(name, '0', true) FROM pg_catalog.pg_settings"
+        " WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout')"
+    )
+    at = datetime.now(UTC)
+    schema = catalog.fingerprint(connection)
+    sources: dict[TableName, list[tuple[TableName, Source]]] = {}
+    for info in catalog.tables(connection):
+        found = sources.setdefault(info.root or info.name, [])
+        if info.holds_rows:
+            columns = tuple(
+                column.name for column in catalog.columns(connection, info.name) if not column.generated
+            )
+            found.append((info.name, _table_source(connection, url, info.name, columns)))
+    return Side(
+        kind="live",
+        name=url.database,
+        version="",
+        location=url.location,
+        at=at,
+        server_major=server_info(connection).major,
+        fingerprint=schema.digest,
+        objects=schema.objects,
+        alembic_heads=catalog.alembic_heads(connection),
+        sequences={
+            name: (state.last_value, state.is_called) for name, state in catalog.sequences(connection).items()
+        },
+        tables={root: _sorted(found) for root, found in sources.items()},
+        large_objects=_live_large_objects(connection),
+    )
+
+
+def _table_source(
+    connection: Connection, url: DatabaseURL, table: TableName, columns: tuple[str, ...]
+) -> Source:
+    def read(wanted: tuple[str, ...]) -> Blocks:
+        if wanted:
+            names = sql.SQL(", ").join(map(sql.Identifier, wanted))
+            statement = sql.SQL("COPY {} ({}) TO STDOUT").format(table.identifier, names)
+        else:
+            statement = sql.SQL("COPY (SELECT FROM ONLY {}) TO STDOUT").format(table.identifier)
+        with (
+            translated(url, f"reading {table}"),
+            connection.cursor() as cursor,
+            cursor.copy(statement) as copy,
+        ):
+            yield from blocks_of(copy)  # type: ignore[arg-type]  # memoryviews, which are joined
+
+    return Source(columns, read)
+
+
+def _live_large_objects(connection: Connection) -> dict[int, bytes]:
+    digests = {}
+    for (oid,) in connection.execute("SELECT oid FROM pg_catalog.pg_largeobject_metadata").fetchall():
+        hasher, offset = hashlib.sha256(), 0
+        while True:
+            row = connection.execute(
+                "SELECT pg_catalog.lo_get(%s, %s::bigint, %s)", (oid, offset, _LARGE_OBJECT_BYTES)
+            ).fetchone()
+            chunk = bytes(row[0]) if row else b""
+            hasher.update(chunk)
+            offset += len(chunk)
+            if len(chunk) < _LARGE_OBJECT_BYTES:
+                break
+        digests[int(oid)] = hasher.digest()
+    return digests
