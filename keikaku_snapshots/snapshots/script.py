@@ -37,7 +37,7 @@ _TOKEN = re.compile(
     | (?P<block>/\*)
     | (?P<escaped>[eE]')
     | (?P<word>[A-Za-z_\x80-\xff][A-Za-z0-9_$\x80-\xff]*)
-    | (?P<number>[0-9][0-9A-Za-z_.]*|\$[0-9]+)
+    | (?P<number>[0-9]+(?:\.[0-9]*)?(?:[eE][-+]|[A-Za-z_\x80-\xff][A-Za-z0-9_$\x80-\xff]*)?|\$[0-9]+)
     | (?P<dollar>\$(?:[A-Za-z_\x80-\xff][A-Za-z0-9_\x80-\xff]*)?\$)
     | (?P<string>')
     | (?P<identifier>")
