@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from keikaku_snapshots.datasets.schema import ForeignKey, Found, foreign_keys
 from keikaku_snapshots.datasets.steps import Execute, Steps, quote_name
-from keikaku_snapshots.errors import RefusedError, TestDataReferencedError
+from keikaku_snapshots.errors import RefusedError
+from keikaku_snapshots.postgres.references import Counted, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,17 +75,7 @@ def _check_references(present: Sequence[Found], found: Sequence[Found], marker: 
     rows = yield Execute(" UNION ALL ".join(f"SELECT ({query})" for query in queries))
     counts = [(key, row[0]) for key, row in zip(keys, rows, strict=True) if row[0]]
     if counts:
-        lines = [
-            f"{key.child}: {count:,} rows refer to test rows of {key.parent} (constraint {key.name})"
-            for key, count in counts
-        ]
-        raise TestDataReferencedError(
-            "Rows that are not test data refer to test rows that would be deleted; nothing was changed",
-            found="\n".join(lines),
-            table=counts[0][0].child,
-            rows=counts[0][1],
-            constraint=counts[0][0].name,
-        )
+        raise refusal([Counted(key.child, key.parent, key.name, count) for key, count in counts])
 
 
 def _count_query(key: ForeignKey, marker: str, *, child_is_marked: bool) -> str:

@@ -128,7 +128,7 @@ class Column:
     name: str
     #: Type as SQL, such as "character varying(255)".
     type: str
-    #: True for NOT NULL.
+    #: True for NOT NULL, by itself or by its domain.
     not_null: bool
     #: True if INSERT may leave it out: a default, an identity, or a domain's default.
     has_default: bool
@@ -136,6 +136,10 @@ class Column:
     generated: bool
     #: "always", "by default" or "".
     identity: str
+    #: Name of the server's own type below all domains, such as "int4"; empty for a type of somebody else.
+    base_type: str
+    #: True for an array, also below a domain.
+    is_array: bool
 
 
 _TABLES = f"""
@@ -330,20 +334,56 @@ def columns(connection: Connection, table: TableName) -> list[Column]:
     """
     rows = connection.execute(
         """
-        SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull,
+        SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull OR t.typnotnull,
                a.atthasdef OR a.attidentity <> '' OR t.typdefault IS NOT NULL,
-               a.attgenerated <> '', a.attidentity::text
+               a.attgenerated <> '', a.attidentity::text, base.name, base.is_array
         FROM pg_catalog.pg_attribute a
         JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
         JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+        CROSS JOIN LATERAL (
+            WITH RECURSIVE below AS (
+                SELECT t.oid, t.typbasetype, t.typtype, t.typname, t.typcategory, t.typnamespace
+                UNION ALL
+                SELECT u.oid, u.typbasetype, u.typtype, u.typname, u.typcategory, u.typnamespace
+                FROM below JOIN pg_catalog.pg_type u ON u.oid = below.typbasetype
+            )
+            SELECT CASE WHEN typnamespace = 'pg_catalog'::regnamespace THEN typname::text ELSE '' END AS name,
+                   typcategory = 'A' AS is_array
+            FROM below WHERE typtype <> 'd'
+        ) base
         WHERE n.nspname = %s AND c.relname = %s AND a.attnum > 0 AND NOT a.attisdropped
         ORDER BY a.attnum
         """,
         (table.schema, table.name),
     ).fetchall()
     identity = {"a": "always", "d": "by default"}
-    return [Column(row[0], row[1], row[2], row[3], row[4], identity.get(row[5], "")) for row in rows]
+    return [Column(*row[:5], identity.get(row[5], ""), *row[6:]) for row in rows]
+
+
+def primary_key(connection: Connection, table: TableName) -> tuple[str, ...]:
+    """List the columns of a table's primary key in its order.
+
+    Args:
+        connection: The database.
+        table: The table.
+
+    Returns:
+        Columns; none without a primary key.
+    """
+    rows = connection.execute(
+        """
+        SELECT a.attname::text
+        FROM pg_catalog.pg_index i
+        JOIN pg_catalog.pg_class c ON c.oid = i.indrelid
+        JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+        CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY AS k (number, place)
+        JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.number
+        WHERE i.indisprimary AND n.nspname = %s AND c.relname = %s ORDER BY k.place
+        """,
+        (table.schema, table.name),
+    ).fetchall()
+    return tuple(row[0] for row in rows)
 
 
 def row_counts(connection: Connection, tables: Iterable[TableName] | None = None) -> dict[str, int]:

@@ -192,12 +192,29 @@ def check_drift(manifest: Manifest, lines: Sequence[str], on_mismatch: str) -> l
     Raises:
         SchemaDriftError: It differs, and ``error`` was asked for.
     """
+    return answer_drift(f"snapshot {manifest.name} {manifest.version}", lines, on_mismatch)
+
+
+def answer_drift(what: str, lines: Sequence[str], on_mismatch: str) -> list[str]:
+    """Answer a difference as the caller asked, for a snapshot with or without manifest.
+
+    Args:
+        what: The snapshot, in words.
+        lines: What differs.
+        on_mismatch: ``warn``, ``error`` or ``ignore``.
+
+    Returns:
+        Warnings.
+
+    Raises:
+        SchemaDriftError: It differs, and ``error`` was asked for.
+    """
     if not lines or on_mismatch == "ignore":
         return []
     shown = [*lines[:_SHOWN], *([f"and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else [])]
     if on_mismatch == "error":
         raise SchemaDriftError(
-            f"snapshot {manifest.name} {manifest.version} was made for another schema",
+            f"{what} was made for another schema",
             found="\n".join(shown),
             differences=list(lines),
         )

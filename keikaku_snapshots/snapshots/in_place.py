@@ -112,7 +112,7 @@ def restore_in_place(
     connection = connect(url, statement_timeout_s=0, lock_timeout_s=lock_timeout_s, row_security=False)
     try:
         result = _in_transaction(connection, url, script, parts, manifest, rights, progress)
-        _commit(connection, url)
+        commit(connection, url)
         _analyze(connection)
     finally:
         connection.close()
@@ -260,7 +260,17 @@ def _number(connection: Connection, statement: str) -> int:
     return int(row[0]) if row else 0
 
 
-def _commit(connection: Connection, url: DatabaseURL) -> None:
+def commit(connection: Connection, url: DatabaseURL) -> None:
+    """End the transaction of a restore.
+
+    Args:
+        connection: In that transaction.
+        url: The database.
+
+    Raises:
+        RestoreFailedError: A deferred constraint refused; nothing was changed.
+        OutcomeUnknownError: The connection was lost meanwhile.
+    """
     try:
         connection.commit()
     except psycopg.Error as error:

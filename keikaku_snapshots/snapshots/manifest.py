@@ -60,6 +60,10 @@ class Manifest:
     compression: str | None = None
     #: ``database`` or ``test_data``.
     scope: str = "database"
+    #: Column that marks the rows of ``test_data``; empty for ``database``.
+    marker: str = ""
+    #: SQL conditions of ``test_data`` by table, where the column does not decide.
+    predicates: dict[str, str] = field(default_factory=dict, hash=False)
     #: Number of this publication within its name and directory, from 1.
     sequence: int = 1
     #: What the person who made it wrote.

@@ -12,7 +12,6 @@ changes that file only.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
@@ -21,6 +20,7 @@ from keikaku_snapshots.errors import UnsafeRestoreError
 from keikaku_snapshots.postgres import catalog
 from keikaku_snapshots.postgres.filters import USER_SCHEMA, not_extension_member
 from keikaku_snapshots.snapshots.counts import compare_counts
+from keikaku_snapshots.snapshots.resting import Resting
 from keikaku_snapshots.snapshots.script import Kind, Part
 
 if TYPE_CHECKING:
@@ -44,13 +44,6 @@ WHERE c.relkind = 'S' AND c.relpersistence <> 't' AND {USER_SCHEMA}
   AND {not_extension_member("pg_class", "c.oid")}
 ORDER BY c.oid
 """  # noqa: S608 - constants of this package
-_TRIGGERS = """
-SELECT n.nspname::text, c.relname::text, t.tgname::text, t.tgenabled = 'A'
-FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
-JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE NOT t.tgisinternal AND t.tgenabled IN ('O', 'A') AND c.oid = ANY (%s)
-ORDER BY c.oid, t.tgname
-"""
 _FORCED = """
 SELECT n.nspname::text, c.relname::text
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -70,16 +63,6 @@ JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind = 'm' AND c.relispopulated AND {USER_SCHEMA} AND {not_extension_member("pg_class", "c.oid")}
 ORDER BY c.oid
 """  # noqa: S608 - constants of this package
-
-
-@dataclass(frozen=True)
-class _Resting:
-    """What is switched off while rows come in, as the statements that switch it on again."""
-
-    #: Run before the rows.
-    off: list[sql.Composed] = field(default_factory=list)
-    #: Run after the rows, in this order.
-    on: list[sql.Composed] = field(default_factory=list)
 
 
 def restore_rows(
@@ -160,15 +143,9 @@ def _target(pattern: re.Pattern[bytes], script: Script, part: Part) -> str:
     return match.group(1).decode("utf-8", "replace") if match else ""
 
 
-def _resting(connection: Connection, oids: list[int]) -> _Resting:
-    resting = _Resting()
-    for row in connection.execute(_TRIGGERS, [oids]).fetchall():
-        names = {"table": sql.Identifier(row[0], row[1]), "name": sql.Identifier(row[2])}
-        resting.off.append(sql.SQL("ALTER TABLE ONLY {table} DISABLE TRIGGER {name}").format(**names))
-        verb = sql.SQL("ENABLE ALWAYS" if row[3] else "ENABLE")
-        resting.on.append(
-            sql.SQL("ALTER TABLE ONLY {table} {verb} TRIGGER {name}").format(verb=verb, **names)
-        )
+def _resting(connection: Connection, oids: list[int]) -> Resting:
+    resting = Resting()
+    resting.add_triggers(connection, oids)
     for row in connection.execute(_FORCED, [oids]).fetchall():
         # COPY is refused to an owner that row security holds for.
         table = sql.Identifier(row[0], row[1])
