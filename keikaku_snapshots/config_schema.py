@@ -129,6 +129,10 @@ class Settings:
     allowed_databases: tuple[str, ...] = ()
     #: What a restore does when the schema is not the snapshot's.
     on_schema_mismatch: Literal["warn", "error", "ignore"] = "warn"
+    #: What happens when a line of the audit log cannot be written.
+    audit: Literal["warn", "error"] = "warn"
+    #: What `NAME_latest` is: a symbolic link to the newest version, a hard link, or a copy.
+    latest: Literal["symlink", "hardlink", "copy"] = "symlink"
     #: Tries after a lost connection.
     retry: RetrySettings = field(default_factory=RetrySettings)
     #: How long waiting may take while data is generated.

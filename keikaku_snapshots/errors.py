@@ -31,6 +31,7 @@
     │   └── UnsafeRestoreError                                             16
     ├── OperationTimeoutError (TimeoutError)                               17
     ├── AccessDeniedError (PermissionError)                                18
+    │   └── AuditError                                                     18
     ├── CreateFailedError                                                  19
     ├── OutcomeUnknownError                                                22
     ├── StaleError                                                         23
@@ -344,6 +345,15 @@ class AccessDeniedError(KeikakuError, PermissionError):
     exit_code = 18
     default_hint = "Grant the right named above, or use another role or directory."
     hint_ja = "上記の権限を付与するか、別のロールまたはディレクトリを使用してください。"
+
+
+class AuditError(AccessDeniedError):
+    """The audit log could not be written, and ``audit="error"`` was asked for."""
+
+    default_hint = "Make audit.log in the snapshot directory writable for this account, or set audit: warn."
+    hint_ja = (
+        "スナップショットディレクトリの audit.log に書き込めるようにするか、audit: warn を設定してください。"
+    )
 
 
 class CreateFailedError(KeikakuError):

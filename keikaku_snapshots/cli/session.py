@@ -130,6 +130,8 @@ class Session:
             "allowed_databases": settings.allowed_databases,
             "pg_bin": settings.pg_bin,
             "retention": self.retention,
+            "audit": settings.audit,
+            "latest": settings.latest,
         }
         if url is not None:
             options["retry"] = retry_policy(settings)

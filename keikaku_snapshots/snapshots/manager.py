@@ -6,9 +6,21 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from keikaku_snapshots.errors import KeikakuError, NoDatabaseError, SnapshotNotFoundError
-from keikaku_snapshots.snapshots.names import check_name
-from keikaku_snapshots.snapshots.parameters import check_create, check_number, check_restore
+from keikaku_snapshots.errors import (
+    KeikakuError,
+    NoDatabaseError,
+    PruneIncompleteError,
+    SnapshotNotFoundError,
+)
+from keikaku_snapshots.snapshots.audit import AuditLog
+from keikaku_snapshots.snapshots.names import check_name, check_version
+from keikaku_snapshots.snapshots.parameters import (
+    check_clean_existing,
+    check_create,
+    check_marker,
+    check_number,
+    check_restore,
+)
 from keikaku_snapshots.snapshots.store import Snapshots, SnapshotStore
 
 if TYPE_CHECKING:
@@ -21,6 +33,7 @@ if TYPE_CHECKING:
     from keikaku_snapshots.progress import ProgressCallback
     from keikaku_snapshots.snapshots.aio import AsyncSnapshotManager
     from keikaku_snapshots.snapshots.comparison import Comparison
+    from keikaku_snapshots.snapshots.latest import LatestMode
     from keikaku_snapshots.snapshots.manifest import Manifest, Snapshot
     from keikaku_snapshots.snapshots.restore import Restored
     from keikaku_snapshots.snapshots.retention import PrunePlan, RetentionPolicy
@@ -50,6 +63,8 @@ class SnapshotManager:
         maintenance_database: str = "postgres",
         retry: RetryPolicy | None = None,
         retention: RetentionPolicy | None = None,
+        audit: str = "warn",
+        latest: LatestMode = "symlink",
     ) -> None:
         """Prepare; no connection is made and no file is touched.
 
@@ -68,6 +83,8 @@ class SnapshotManager:
             maintenance_database: The database from which others are made and renamed.
             retry: Tries when the connection is lost while dumping.
             retention: What `prune` keeps when it is told nothing else; 30 days if None.
+            audit: ``warn`` or ``error``: what happens when the audit log cannot be written.
+            latest: What ``NAME_latest`` is: ``symlink``, ``hardlink`` or ``copy``.
 
         Raises:
             InvalidURLError: The URL cannot be understood.
@@ -85,7 +102,8 @@ class SnapshotManager:
         for label, value in numbers.items():
             check_number(label, value)
         self._url = None if db_url is None else DatabaseURL.parse(db_url)
-        self._store = SnapshotStore(snapshot_dir)
+        self._store = SnapshotStore(snapshot_dir, latest_mode=latest)
+        self._audit = AuditLog(self._store, audit, self._url)
         self._lock_wait_s = lock_wait_s
         self._keep_old_minutes = keep_old_minutes
         self._allow_protected = allow_protected
@@ -162,6 +180,9 @@ class SnapshotManager:
         overwrite: bool = False,
         metadata: Mapping[str, Any] | None = None,
         progress: ProgressCallback | None = None,
+        *,
+        marker: str | None = None,
+        predicates: Mapping[str, str] | None = None,
     ) -> Snapshot:
         """Make a new version of a snapshot; it appears complete, or not at all.
 
@@ -169,10 +190,10 @@ class SnapshotManager:
             name: Name of the snapshot: letters, digits, ``.``, ``_``, ``-``.
             description: What it is for.
             version: A label of your own instead of the time.
-            format: ``plain`` (SQL text) or ``custom`` (an archive for pg_restore).
-            compression: Not available yet.
-            level: Compression of the custom format, 0 to 9.
-            scope: ``database``.
+            format: ``plain`` (SQL text), ``custom`` (an archive for pg_restore) or ``json`` (test data).
+            compression: ``gzip`` for ``json``.
+            level: Compression of the custom format and of gzip, 0 to 9.
+            scope: ``database``, or ``test_data`` with ``format="json"``: only the rows that are test data.
             owners: Keep owners and grants; False makes a portable file.
             clean: Put DROP statements in front, for psql by hand.
             jobs: 1.
@@ -180,7 +201,11 @@ class SnapshotManager:
             pinned: Never deleted by retention.
             overwrite: Replace ``version`` if it exists, once the new one is complete.
             metadata: Recorded in the manifest, such as dataset, scale and seed.
-            progress: Called with `Progress` values, in bytes.
+            progress: Called with `Progress` values, in bytes; of test data in rows.
+            marker: The boolean column that marks test data; ``is_test_data`` if None.
+            predicates: SQL conditions by table (``schema.table``) in place of the marker, such as
+                ``{"public.orders": "number LIKE 'T-%'"}``; other names in them need their schema, and
+                only columns of the table itself may decide.
 
         Returns:
             The snapshot.
@@ -197,7 +222,10 @@ class SnapshotManager:
         from keikaku_snapshots.snapshots.labels import check_tags
 
         check_name(name)
+        if version is not None:
+            check_version(version)
         check_create(format, compression, level, scope, jobs, clean=clean)
+        check_marker(marker, predicates, format)
         options = DumpOptions(format, level, owners, clean, self._minimum_free_mb)
         fields: dict[str, Any] = {
             "name": name,
@@ -206,8 +234,20 @@ class SnapshotManager:
             "pinned": pinned,
             "metadata": dict(metadata or {}),
         }
-        create = Create(self.url, self._store, options, fields, pg_bin=self._pg_bin, retry=self._retry)
-        return create.run(version, overwrite=overwrite, lock_wait_s=self._lock_wait_s, progress=progress)
+        create: Create | CreateRows
+        if format == "json":
+            from keikaku_snapshots.snapshots.rows import CreateRows, RowsOptions
+
+            rows = RowsOptions.made(marker, predicates, compression, level, self._minimum_free_mb)
+            create = CreateRows(self.url, self._store, rows, fields, retry=self._retry)
+        else:
+            create = Create(self.url, self._store, options, fields, pg_bin=self._pg_bin, retry=self._retry)
+        with self._audit.recording("create", name, version=version) as record:
+            snapshot = create.run(
+                version, overwrite=overwrite, lock_wait_s=self._lock_wait_s, progress=progress
+            )
+            record.note(version=snapshot.version, size_bytes=snapshot.size_bytes)
+        return snapshot
 
     # -- restoring -------------------------------------------------------------------
 
@@ -225,6 +265,7 @@ class SnapshotManager:
         progress: ProgressCallback | None = None,
         *,
         disconnect: bool = False,
+        marker: str | None = None,
     ) -> Restored:
         """Bring the database back to a snapshot, exactly; on any error it is as it was.
 
@@ -236,12 +277,14 @@ class SnapshotManager:
             strategy: ``in_place`` (one transaction, sessions stay), ``swap`` (built
                 beside, renamed; ends other sessions), or ``auto``: never disconnects anyone.
             on_schema_mismatch: ``warn``, ``error`` or ``ignore`` when the schema is not the snapshot's.
-            clean_existing: True; for test-data snapshots, which are not available yet.
+            clean_existing: Of a test-data snapshot: delete the test rows of its tables first.
             from_other_database: Replace another application's tables.
             trust: Restore a file that has no manifest.
             after_restore: Not available yet.
             progress: Called with `Progress` values, in bytes of the snapshot.
             disconnect: Let ``auto`` end other sessions and use the fast way.
+            marker: Of a test-data snapshot: the column that marks test rows; what its manifest says,
+                or ``is_test_data``, if None.
 
         Returns:
             Which way was used and why, the time it took, and warnings.
@@ -249,6 +292,9 @@ class SnapshotManager:
         Raises:
             SnapshotNotFoundError: There is none (a `FileNotFoundError`).
             SnapshotCorruptError: The files are damaged; the database was not touched.
+            JSONCorruptError: The same for the JSON of test data.
+            TestDataReferencedError: Rows that are not test data refer to rows that would be deleted.
+            ForeignKeyError: Test rows of the snapshot refer to rows that are not there.
             ProtectedDatabaseError: The database looks like production.
             OtherDatabaseError: It holds another application's tables.
             SchemaDriftError: The schema differs and ``error`` was asked for.
@@ -260,15 +306,11 @@ class SnapshotManager:
         from keikaku_snapshots.snapshots.restore import Restore, RestoreOptions, as_restore_error
 
         del use_latest
-        check_restore(strategy, on_schema_mismatch, after_restore, clean_existing=clean_existing)
+        check_restore(strategy, on_schema_mismatch, after_restore)
         url = self.url
-        check_protected(
-            url,
-            allow_protected=self._allow_protected,
-            protected_words=self._protected_words,
-            allowed_databases=self._allowed_databases,
-        )
-        snapshot = self._find(name, version, trust=trust)
+        check_name(name)
+        if version is not None:
+            check_version(version)
         options = RestoreOptions(
             strategy=strategy,
             on_schema_mismatch=on_schema_mismatch,
@@ -282,14 +324,39 @@ class SnapshotManager:
             pg_bin=self._pg_bin,
             minimum_free_mb=self._minimum_free_mb,
         )
-        try:
-            with self._store.reading(snapshot, wait_s=self._lock_wait_s, trust=trust) as opened:
-                return Restore(url, self._store, opened, options, progress).run()
-        except KeikakuError as error:
-            better = as_restore_error(error, url)
-            if better is error:
-                raise
-            raise better from error
+        with self._audit.recording("restore", name, version=version) as record:
+            check_protected(
+                url,
+                allow_protected=self._allow_protected,
+                protected_words=self._protected_words,
+                allowed_databases=self._allowed_databases,
+            )
+            snapshot = self._find(name, version, trust=trust)
+            record.note(version=snapshot.version)
+            check_clean_existing(snapshot.format, clean_existing=clean_existing)
+            check_marker(marker, None, snapshot.format)
+            try:
+                with self._store.reading(snapshot, wait_s=self._lock_wait_s, trust=trust) as opened:
+                    if opened.snapshot.format == "json":
+                        from keikaku_snapshots.snapshots.rows_restore import RestoreRows
+
+                        restored = RestoreRows(
+                            url,
+                            opened,
+                            options,
+                            clean_existing=clean_existing,
+                            marker=marker,
+                            progress=progress,
+                        ).run()
+                    else:
+                        restored = Restore(url, self._store, opened, options, progress).run()
+            except KeikakuError as error:
+                better = as_restore_error(error, url)
+                if better is error:
+                    raise
+                raise better from error
+            record.note(strategy=restored.strategy)
+        return restored
 
     def _find(self, name: str, version: str | None, *, trust: bool) -> Snapshot:
         try:
@@ -366,7 +433,13 @@ class SnapshotManager:
         checks = ["manifest", "size", "SHA-256", "header and end"]
         with self._store.reading(snapshot, wait_s=self._lock_wait_s) as opened:
             file = opened.check()
-            check_shape(opened.fileno(), snapshot.format, opened.path.name)
+            if snapshot.format == "json":
+                from keikaku_snapshots.snapshots.rows_file import check_rows_file
+
+                checks[-1] = "JSON read as a whole"
+                check_rows_file(opened.fileno(), str(opened.path), opened.snapshot.row_counts)
+            else:
+                check_shape(opened.fileno(), snapshot.format, opened.path.name)
             if snapshot.format == "custom":
                 self._read_archive(opened.fileno(), opened.path.name, opened.snapshot.manifest)
                 checks.append("archive read as a whole")
@@ -434,7 +507,9 @@ class SnapshotManager:
             SnapshotExistsError: There are snapshots of the new name.
             SnapshotInUseError: A version is being restored.
         """
-        return self._store.rename(old, new, wait_s=self._lock_wait_s)
+        check_name(old)
+        with self._audit.recording("rename", old, new_name=check_name(new)):
+            return self._store.rename(old, new, wait_s=self._lock_wait_s)
 
     def pin_snapshot(self, name: str, version: str | None = None, pinned: bool = True) -> Snapshot:
         """Keep a version from retention, or let it go again.
@@ -452,7 +527,9 @@ class SnapshotManager:
         """
         from keikaku_snapshots.snapshots.labels import pin
 
-        return pin(self._store, self.get_snapshot(name, version), pinned=pinned)
+        snapshot = self.get_snapshot(name, version)
+        with self._audit.recording("pin" if pinned else "unpin", name, version=snapshot.version):
+            return pin(self._store, snapshot, pinned=pinned)
 
     def tag_snapshot(
         self, name: str, version: str | None = None, *, add: Sequence[str] = (), remove: Sequence[str] = ()
@@ -495,7 +572,8 @@ class SnapshotManager:
             snapshot = self._store.find(name, version)
         except SnapshotNotFoundError:
             return False
-        self._store.delete(snapshot)
+        with self._audit.recording("delete", name, version=snapshot.version):
+            self._store.delete(snapshot)
         return True
 
     def delete_old_snapshots(self, name: str, keep_count: int = 3) -> Snapshots:
@@ -508,7 +586,11 @@ class SnapshotManager:
         Returns:
             What was deleted, newest first.
         """
-        return self._store.delete_old(name, keep_count)
+        check_name(name)
+        with self._audit.recording("delete", name, keep_count=keep_count) as record:
+            deleted = self._store.delete_old(name, keep_count)
+            record.note(deleted=[str(snapshot) for snapshot in deleted])
+        return deleted
 
     def prune(
         self, policy: RetentionPolicy | None = None, dry_run: bool = False, *, name: str | None = None
@@ -533,4 +615,14 @@ class SnapshotManager:
         from keikaku_snapshots.snapshots.prune import prune
         from keikaku_snapshots.snapshots.retention import DEFAULT_POLICY
 
-        return prune(self._store, policy or self._retention or DEFAULT_POLICY, name=name, dry_run=dry_run)
+        policy = policy or self._retention or DEFAULT_POLICY
+        if dry_run:
+            return prune(self._store, policy, name=name, dry_run=True)
+        with self._audit.recording("prune", None if name is None else check_name(name)) as record:
+            try:
+                done = prune(self._store, policy, name=name)
+            except PruneIncompleteError as error:
+                record.note(deleted=error.details["plan"].deleted_names)
+                raise
+            record.note(deleted=done.deleted_names)
+        return done

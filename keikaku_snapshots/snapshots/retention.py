@@ -88,6 +88,11 @@ class PrunePlan:
     #: True when nothing was deleted.
     dry_run: bool = True
 
+    @property
+    def deleted_names(self) -> list[str]:
+        """Name and version of each that goes, as the audit log has it."""
+        return [str(decision.snapshot) for decision in self.delete]
+
 
 def plan(snapshots: Iterable[Snapshot], policy: RetentionPolicy, now: datetime) -> PrunePlan:
     """Decide which snapshots stay and which go; looks at nothing but its arguments.

@@ -99,6 +99,11 @@ class SnapshotStore:
         self._disk = SnapshotDirectory(self.directory, self._files)
         self._latest = LatestLink(self._disk, latest_mode)
 
+    @property
+    def files(self) -> FileSystem:
+        """The seam for file operations."""
+        return self._files
+
     # -- reading -------------------------------------------------------------
 
     def list(self, name: str | None = None) -> Snapshots:
