@@ -95,6 +95,8 @@ def sweep(connection: Connection, *, target: str | None = None, lock_is_ours: bo
         if not lock_is_ours and not try_lock(connection, one.identity.target):
             continue  # its maker is alive
         try:
+            if _is_being_dropped(connection, one.name):
+                continue  # by the server, on our behalf: waiting for it would only cost time
             if drop(connection, one.name):
                 dropped.append(one.name)
         except (AccessDeniedError, RefusedError) as error:
@@ -103,3 +105,13 @@ def sweep(connection: Connection, *, target: str | None = None, lock_is_ours: bo
             if not lock_is_ours:
                 unlock(connection, one.identity.target)
     return dropped
+
+
+def _is_being_dropped(connection: Connection, name: str) -> bool:
+    row = connection.execute(
+        "SELECT count(*) FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_database d ON d.oid = l.objid"
+        " WHERE l.locktype = 'object' AND l.classid = 'pg_catalog.pg_database'::pg_catalog.regclass"
+        " AND l.mode = 'AccessExclusiveLock' AND l.granted AND d.datname = %s",
+        (name,),
+    ).fetchone()
+    return bool(row and row[0])

@@ -171,6 +171,7 @@ class Loader:
         rights: RoleRights,
         *,
         progress: Callable[[int], None] | None = None,
+        loaded: Callable[[bytes], None] | None = None,
     ) -> None:
         """Prepare; nothing runs yet.
 
@@ -179,11 +180,13 @@ class Loader:
             script: The dump.
             rights: What the role may give back.
             progress: Told the position in the file, bytes.
+            loaded: Told each COPY statement whose rows are all there.
         """
         self._connection = connection
         self._script = script
         self._rights = rights
         self._progress = progress
+        self._loaded = loaded
         self._skipping_session_role = False
         self._lost: dict[str, set[str]] = {}
         self._extra: list[str] = []
@@ -228,12 +231,15 @@ class Loader:
         self.current = ""
 
     def _copy(self, cursor: psycopg.Cursor[Any], part: Part) -> None:
-        with memoryview(self._script.buffer) as view, cursor.copy(self._script.text(part)) as copy:
+        text = self._script.text(part)
+        with memoryview(self._script.buffer) as view, cursor.copy(text) as copy:
             for start in range(part.data_start, part.data_end, CHUNK_BYTES):
                 with view[start : min(start + CHUNK_BYTES, part.data_end)] as chunk:
                     copy.write(chunk)
                 if self._progress is not None:
                     self._progress(start)
+        if self._loaded is not None:
+            self._loaded(text)
 
     def _large_object(self, cursor: psycopg.Cursor[Any], text: bytes) -> None:
         if text.startswith(b"ALTER "):

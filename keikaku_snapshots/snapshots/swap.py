@@ -14,11 +14,11 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import psycopg
-from psycopg import sql
 
 from keikaku_snapshots.errors import KeikakuError, UnsafeRestoreError
-from keikaku_snapshots.postgres import catalog, databases
+from keikaku_snapshots.postgres import databases
 from keikaku_snapshots.postgres.connect import connect
+from keikaku_snapshots.snapshots.analyze import AnalyzeBeside, analyze
 from keikaku_snapshots.snapshots.counts import compare_counts
 from keikaku_snapshots.snapshots.load import Loader, RoleRights, Script, restore_failed
 
@@ -147,19 +147,25 @@ def _fill(
     progress: Callable[[int], None] | None,
 ) -> tuple[str, ...]:
     """Load, count, analyse; nothing is committed that anybody but us can see."""
+
+    def enter() -> Connection:
+        return connect(url, database=scratch, autocommit=True, statement_timeout_s=0, lock_timeout_s=0)
+
     try:
-        connection = connect(url, database=scratch, autocommit=True, statement_timeout_s=0, lock_timeout_s=0)
+        connection = enter()
     except KeikakuError:
         verified()
         raise
-    loader = Loader(connection, script, rights, progress=progress)
+    beside = AnalyzeBeside(enter)
+    loader = Loader(connection, script, rights, progress=progress, loaded=beside.loaded)
     try:
-        _quick(connection)
-        loader.run(script.stream(clean=manifest is None or manifest.clean))
-        # The dump set the search path and more; the rest needs names with schemas only.
-        if manifest is not None:
-            compare_counts(connection, manifest)
-        _analyze(connection)
+        with beside:
+            _quick(connection)
+            loader.run(script.stream(clean=manifest is None or manifest.clean))
+            # The dump set the search path and more; the rest needs names with schemas only.
+            if manifest is not None:
+                compare_counts(connection, manifest)
+            analyze(connection, beside.finish())
     except psycopg.Error as error:
         verified()
         what = f"restoring {script.name} into {url.database} failed; the database was not touched"
@@ -178,12 +184,6 @@ def _quick(connection: Connection) -> None:
     connection.execute("SET synchronous_commit = off")
     connection.execute("SET client_min_messages = error")
     connection.execute("SET idle_session_timeout = 0")
-
-
-def _analyze(connection: Connection) -> None:
-    names = [table.name.identifier for table in catalog.tables(connection)]
-    if names:
-        connection.execute(sql.SQL("ANALYZE {}").format(sql.SQL(", ").join(names)))
 
 
 def _drop_quietly(url: DatabaseURL, name: str, maintenance: str) -> None:

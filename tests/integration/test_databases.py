@@ -271,6 +271,20 @@ def test_a_client_killed_while_creating_leaves_a_marked_database(
         assert databases.sweep(connection, target=database.database) == [name]
 
 
+def test_a_sweep_does_not_wait_for_a_drop_that_is_under_way(database: DatabaseURL) -> None:
+    """RECIPES 3.5: the server drops the replaced database by itself."""
+    name = sibling_name("old", database.database)
+    with _maintenance(database) as connection, _maintenance(database) as other:
+        databases.create_scratch(connection, name, like=database.database)
+        connection.execute("SET lock_timeout = '5s'")
+        # The lock that DROP DATABASE holds, for as long as this test likes.
+        with other.transaction():
+            other.execute(f'ALTER DATABASE "{name}" RENAME TO "{name}_2"'.encode())
+            assert databases.sweep(connection, target=database.database) == []
+            other.execute(f'ALTER DATABASE "{name}_2" RENAME TO "{name}"'.encode())
+        assert databases.sweep(connection, target=database.database) == [name]
+
+
 def test_a_database_that_exists_is_an_error_of_ours(database: DatabaseURL) -> None:
     """And the comment of the other database is left alone."""
     new, _ = _scratch(database)

@@ -20,7 +20,7 @@ from tests.integration.test_restore_in_place import CHANGED, SMALL
 from tests.servers import connect
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
     import psycopg
@@ -69,6 +69,75 @@ def test_auto_swaps_when_nobody_is_connected_and_leaves_nothing_behind(
     wait_until_clean(server, small.url)
 
 
+def test_every_table_has_statistics_after_a_swap(database: DatabaseURL, tmp_path: Path) -> None:
+    """C2: gathered while the rest is loaded; what is defined after the rows is looked at again."""
+    schemas.run(
+        database,
+        """
+        CREATE SCHEMA "Odd ""one";
+        CREATE TABLE "Odd ""one"."a b" (id int PRIMARY KEY, word text);
+        CREATE TABLE worded (id int PRIMARY KEY, word text, other text);
+        CREATE TABLE measured (at int, value int) PARTITION BY RANGE (at);
+        CREATE TABLE measured_1 PARTITION OF measured FOR VALUES FROM (0) TO (500);
+        CREATE TABLE measured_2 PARTITION OF measured FOR VALUES FROM (500) TO (1000);
+        CREATE TABLE parent (id int); CREATE TABLE child () INHERITS (parent);
+        INSERT INTO "Odd ""one"."a b" SELECT i, 'w' || i FROM generate_series(1, 300) i;
+        INSERT INTO worded SELECT i, 'w' || i, 'W' || i FROM generate_series(1, 300) i;
+        INSERT INTO measured SELECT i, i FROM generate_series(0, 999) i;
+        INSERT INTO parent SELECT generate_series(1, 100); INSERT INTO child SELECT generate_series(1, 100);
+        CREATE INDEX worded_lower ON worded (lower(word));
+        CREATE STATISTICS worded_both (dependencies) ON word, other FROM worded;
+        """,
+    )
+    with SnapshotManager(database, tmp_path / "snapshots", minimum_free_mb=1) as manager:
+        manager.create_snapshot("small")
+        manager.restore_snapshot("small", strategy="swap")
+    looked_at = (
+        "SELECT DISTINCT tablename::text, inherited FROM pg_stats WHERE schemaname = ANY(%s) ORDER BY 1, 2"
+    )
+    with connect(database) as connection:
+        assert connection.execute(looked_at, [["public", 'Odd "one']]).fetchall() == [
+            ("a b", False),
+            ("child", False),
+            ("measured", True),
+            ("measured_1", False),
+            ("measured_2", False),
+            ("parent", False),
+            ("parent", True),
+            ("worded", False),
+            ("worded_lower", False),
+        ]
+        assert connection.execute("SELECT count(*) FROM pg_stats_ext").fetchone() == (1,)
+        assert connection.execute(
+            "SELECT count(*) FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
+            " AND reltuples < 1"
+        ).fetchone() == (0,)
+
+
+def test_a_restore_whose_statistics_cannot_be_gathered_beside_gathers_them_at_the_end(
+    small: SnapshotManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C2: the second connection is for speed only."""
+    gathered = []
+    analyze = swap_module.analyze
+
+    def see(connection: psycopg.Connection[tuple[object, ...]], done: Collection[int]) -> None:
+        gathered.append(list(done))
+        analyze(connection, done)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(swap_module, "analyze", see)
+    small.restore_snapshot("small", strategy="swap")
+    assert gathered[0], "tables were done beside the load"
+    monkeypatch.setattr(swap_module.AnalyzeBeside, "_analyze", fail)
+    small.restore_snapshot("small", strategy="swap")
+    assert gathered[1] == []
+    assert schemas.rows_of(small.url, "SELECT count(DISTINCT tablename) > 0 FROM pg_stats"
+                           " WHERE schemaname = 'public'") == [(True,)]  # fmt: skip
+
+
 def test_settings_grants_and_comment_of_the_database_survive(server: Server, small: SnapshotManager) -> None:
     """FAULTS 63, B17: a swap keeps owner, settings, grants, connection limit and comment."""
     name = small.url.database
@@ -110,14 +179,14 @@ def test_a_session_that_comes_in_while_the_new_database_is_built_is_not_disconne
     small: SnapshotManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RECIPES 3.2: `auto` gives way to in_place."""
-    analyze = swap_module._analyze
+    analyze = swap_module.analyze
     sessions = []
 
-    def come_in(connection: psycopg.Connection[tuple[object, ...]]) -> None:
-        analyze(connection)
+    def come_in(connection: psycopg.Connection[tuple[object, ...]], done: Collection[int]) -> None:
+        analyze(connection, done)
         sessions.append(connect(small.url))
 
-    monkeypatch.setattr(swap_module, "_analyze", come_in)
+    monkeypatch.setattr(swap_module, "analyze", come_in)
     restored = small.restore_snapshot("small")
     assert restored.strategy == "in_place"
     assert "connected while" in restored.reason
