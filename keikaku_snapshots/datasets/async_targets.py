@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from keikaku_snapshots.datasets.steps import Begin, Commit, Copy, Execute, Rollback, Sleep, Step
+from keikaku_snapshots.datasets.steps import (
+    Begin,
+    Commit,
+    Copy,
+    Execute,
+    Pending,
+    Rollback,
+    Sleep,
+    Step,
+    until_done,
+)
 from keikaku_snapshots.datasets.targets import SAVEPOINT, begin_statement, check_driver
 from keikaku_snapshots.datasets.watch import AsyncStallWatch
 from keikaku_snapshots.errors import ConnectError
@@ -46,6 +57,10 @@ class _AsyncTarget:
             case Sleep(seconds):
                 return await asyncio.sleep(seconds)
 
+    async def interrupt(self, task: asyncio.Task[Any]) -> None:
+        """Make the step that this task performs end soon."""
+        task.cancel()
+
     async def close(self) -> None:
         """Nothing here is the library's."""
 
@@ -55,8 +70,15 @@ class _AsyncTarget:
             if not self._owned:
                 await self.execute(f"RELEASE SAVEPOINT {SAVEPOINT}")
         except Exception:  # noqa: BLE001 - the error that led here is the one to tell
+            # What could not be undone must not be committed by anybody.
+            with suppress(Exception):
+                await self.discard()
             return False
         return True
+
+    async def discard(self) -> None:
+        """Close the connection, so that nothing of it can be committed."""
+        raise NotImplementedError
 
     async def begin_statement(self) -> str | None:
         raise NotImplementedError
@@ -74,6 +96,25 @@ class AsyncPsycopgTarget(_AsyncTarget):
     def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
         super().__init__()
         self._connection = connection
+        self._interrupted = False
+        self._waiting: asyncio.Task[None] | None = None
+
+    async def interrupt(self, task: asyncio.Task[Any]) -> None:
+        """Stop the statement on the server, or the COPY at its next block.
+
+        Not by cancelling the task: a psycopg connection whose task is cancelled while COPY
+        begins or ends stays in COPY, and takes no statement any more.
+        """
+        del task
+        self._interrupted = True
+        if self._waiting is not None:
+            self._waiting.cancel()
+        elif self._connection.info.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
+            await self._connection.cancel_safe(timeout=5)
+
+    async def discard(self) -> None:
+        """Close the connection."""
+        await self._connection.close()
 
     async def begin_statement(self) -> str | None:
         """None for a savepoint, else what begins a transaction."""
@@ -86,22 +127,36 @@ class AsyncPsycopgTarget(_AsyncTarget):
 
     async def execute(self, sql: str, parameters: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
         """Run one statement and return its rows."""
+        self._interrupted = False
         async with psycopg.AsyncRawCursor(self._connection, row_factory=psycopg.rows.tuple_row) as cursor:
             await cursor.execute(sql.encode(), parameters or None, prepare=False)
             return await cursor.fetchall() if cursor.description is not None else []
 
     async def copy(self, step: Copy) -> int:
         """Send COPY text."""
+        self._interrupted = False
         async with (
             AsyncStallWatch(step, lambda: self._connection.cancel_safe(timeout=5)) as watch,
             psycopg.AsyncRawCursor(self._connection) as cursor,
         ):
             async with cursor.copy(step.statement.encode()) as copy:
                 for block in step.blocks():
+                    if self._interrupted:
+                        raise asyncio.CancelledError
                     watch.alive()
-                    await copy.write(block)
+                    if isinstance(block, bytes):
+                        await copy.write(block)
+                    else:
+                        await self._until_done(block)
                     watch.alive()
             return cursor.rowcount
+
+    async def _until_done(self, pending: Pending) -> None:
+        self._waiting = asyncio.create_task(until_done(pending))
+        try:
+            await self._waiting
+        finally:
+            self._waiting = None
 
 
 class AsyncpgTarget(_AsyncTarget):
@@ -110,6 +165,16 @@ class AsyncpgTarget(_AsyncTarget):
     def __init__(self, connection: asyncpg.Connection[Any]) -> None:
         super().__init__()
         self._connection = connection
+        self._in_control = False
+
+    async def interrupt(self, task: asyncio.Task[Any]) -> None:
+        """Cancel the task, which asyncpg cleans up after; but BEGIN might be done nevertheless."""
+        if not self._in_control:
+            task.cancel()
+
+    async def discard(self) -> None:
+        """Close the connection."""
+        self._connection.terminate()
 
     async def begin_statement(self) -> str | None:
         """None for a savepoint, else what begins a transaction."""
@@ -123,7 +188,11 @@ class AsyncpgTarget(_AsyncTarget):
         """Run one statement and return its rows."""
         if sql.startswith(_CONTROL):
             # By the simple protocol: nothing of it stays in the cache of prepared statements.
-            await self._connection.execute(sql)
+            self._in_control = True
+            try:
+                await self._connection.execute(sql)
+            finally:
+                self._in_control = False
             return []
         return [tuple(record) for record in await self._connection.fetch(sql, *parameters)]
 
@@ -147,7 +216,10 @@ class AsyncpgTarget(_AsyncTarget):
                 try:
                     for block in step.blocks():
                         watch.alive()
-                        yield block
+                        if isinstance(block, bytes):
+                            yield block
+                        else:
+                            await until_done(block)
                         watch.alive()
                 except Exception as error:
                     # asyncpg puts its own error in the place of this one.
@@ -177,6 +249,15 @@ class AsyncSQLAlchemyTarget(_AsyncTarget):
         super().__init__()
         self._db = db
         self._driver: AsyncPsycopgTarget | AsyncpgTarget | None = None
+
+    async def interrupt(self, task: asyncio.Task[Any]) -> None:
+        """Make the step that this task performs end soon."""
+        await (super() if self._driver is None else self._driver).interrupt(task)
+
+    async def discard(self) -> None:
+        """Close the driver's connection; SQLAlchemy notices."""
+        if self._driver is not None:
+            await self._driver.discard()
 
     async def begin_statement(self) -> str | None:
         """None for a savepoint, else what begins a transaction."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from keikaku_snapshots.datasets.dataset import Row, check_count
 from keikaku_snapshots.datasets.encoding import Kind, encode_rows
-from keikaku_snapshots.datasets.steps import Copy, Steps
+from keikaku_snapshots.datasets.steps import Copy, Pending, Steps
 from keikaku_snapshots.errors import DataError, KeikakuError, MemoryLimitError, ParameterTypeError
 from keikaku_snapshots.postgres.failures import report_of, translate
 from keikaku_snapshots.progress import Progress, ProgressCallback
@@ -183,7 +183,7 @@ def copy_rows(
 def copy_blocks(
     table: str,
     columns: Sequence[str],
-    blocks: Callable[[], Iterable[Block]],
+    blocks: Callable[[], Iterable[Block | Pending]],
     *,
     batch_size: int,
     schema: str | None = None,
@@ -198,7 +198,7 @@ def copy_blocks(
     Args:
         table: As for `copy_rows`, like all that is not said here.
         columns: The columns of the text.
-        blocks: Makes the text.
+        blocks: Makes the text; see `Copy.blocks` for what else may come.
         batch_size: Rows in each block, to name the batch of a refused row.
         schema: The table's schema.
         rows_again: Makes the same rows as values, to find a refused one.
@@ -212,13 +212,16 @@ def copy_blocks(
     """
     counter = StepProgress(progress, f"copy {table}", total)
     source = iter(blocks())
-    pending: list[Block] = []
+    ahead: list[Block | Pending] = []
 
-    def one_statement(start: int) -> Iterator[bytes]:
+    def one_statement(start: int) -> Iterator[bytes | Pending]:
         while counter.done - start < ROWS_PER_COPY:
-            block = pending.pop() if pending else next(source, None)
+            block = ahead.pop() if ahead else next(source, None)
             if block is None:
                 return
+            if not isinstance(block, Block):
+                yield block
+                continue
             check_memory()
             yield block.text
             counter.add(block.rows)
@@ -228,7 +231,7 @@ def copy_blocks(
         first = next(source, None)
         if first is None:
             break
-        pending.append(first)
+        ahead.append(first)
         try:
             copied = yield Copy(table, schema, tuple(columns), partial(one_statement, start), stall_timeout_s)
         except Exception as error:

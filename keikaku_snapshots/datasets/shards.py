@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from keikaku_snapshots.datasets.dataset import Row, Shard
     from keikaku_snapshots.datasets.schema import Found
+    from keikaku_snapshots.datasets.steps import Pending
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +101,8 @@ class TableSource:
         for shard in self._shards():
             yield from self._found.table.rows(shard)
 
-    def blocks(self) -> Iterator[Block]:
-        """The rows as COPY text."""
+    def blocks(self) -> Iterator[Block | Pending]:
+        """The rows as COPY text; before a shard that an executor still makes, what to wait for."""
         self._digests = hashlib.sha256()
         return self._here() if self._executor is None else self._elsewhere(self._executor)
 
@@ -124,30 +125,42 @@ class TableSource:
                 yield block
             self._digests.update(digest.digest())
 
-    def _elsewhere(self, executor: Executor) -> Iterator[Block]:
+    def _elsewhere(self, executor: Executor) -> Iterator[Block | Pending]:
         # Enough in flight to keep every worker busy, few enough for flat memory.
         limit = 2 * (getattr(executor, "_max_workers", None) or os.cpu_count() or 2)
         waiting: deque[Future[Encoded]] = deque()
         try:
             for task in self._tasks():
-                waiting.append(executor.submit(encode_shard, task))
+                waiting.append(self._submitted(executor, task))
                 if len(waiting) >= limit:
-                    yield self._taken(waiting.popleft())
+                    yield from self._taken(waiting.popleft())
             while waiting:
-                yield self._taken(waiting.popleft())
+                yield from self._taken(waiting.popleft())
         finally:
             for future in waiting:
                 future.cancel()
 
-    def _taken(self, future: Future[Encoded]) -> Block:
+    def _submitted(self, executor: Executor, task: Task) -> Future[Encoded]:
+        try:
+            return executor.submit(encode_shard, task)
+        except (BrokenExecutor, RuntimeError) as error:  # RuntimeError: it was shut down
+            raise self._executor_error(error) from error
+
+    def _taken(self, future: Future[Encoded]) -> Iterator[Block | Pending]:
+        if not future.done():
+            yield future
         try:
             encoded = future.result()
         except (BrokenExecutor, PicklingError) as error:
-            what = f"The executor's workers cannot make the rows of table {self._found.table.name!r}"
-            hint = (
-                "Row functions must be functions of a module that the workers can import: "
-                "no lambda, no function inside another, and the module on their sys.path."
-            )
-            raise UsageError(what, found=f"{type(error).__name__}: {error}", hint=hint) from error
+            raise self._executor_error(error) from error
         self._digests.update(encoded.digest)
-        return Block(encoded.text, encoded.rows)
+        yield Block(encoded.text, encoded.rows)
+
+    def _executor_error(self, error: Exception) -> UsageError:
+        what = f"The executor's workers cannot make the rows of table {self._found.table.name!r}"
+        hint = (
+            "Row functions must be functions of a module that the workers can import: "
+            "no lambda, no function inside another, and the module on their sys.path. "
+            "The executor must not be shut down before the work has ended."
+        )
+        return UsageError(what, found=f"{type(error).__name__}: {error}", hint=hint)

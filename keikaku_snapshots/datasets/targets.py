@@ -218,7 +218,8 @@ class PsycopgTarget:
             with cursor.copy(step.statement.encode()) as copy:
                 for block in step.blocks():
                     watch.alive()
-                    copy.write(block)
+                    if isinstance(block, bytes):  # else asking for the next one waits for it
+                        copy.write(block)
                     watch.alive()
             return cursor.rowcount
 
@@ -237,6 +238,8 @@ class PsycopgTarget:
             if not self._owned:
                 self._execute(f"RELEASE SAVEPOINT {SAVEPOINT}")
         except (psycopg.Error, ConnectError):
+            if self._connection is not None:
+                self._connection.close()  # what could not be undone must not be committed by anybody
             return False
         return True
 
