@@ -1,10 +1,9 @@
-"""C1: generating against `psql \\copy` of the same rows prepared in advance, and against ORM `add_all`."""
+r"""C1: generating against `psql \copy` of the same rows prepared in advance, and against ORM `add_all`."""
 
 from __future__ import annotations
 
 import subprocess
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.measure import Bar, Result, compare
@@ -15,10 +14,12 @@ from keikaku_snapshots.postgres.tools import Tools, tool_environment
 from keikaku_snapshots.postgres.url import DatabaseURL, quote_identifier
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sqlalchemy import Table
 
 #: Offices and the largest accepted ratio (REQUIREMENTS C1).
-SIZES = {"medium": 1.5, "large": 1.25}
+SIZES = {"medium": 1.5, "large": 1.25, "xlarge": 1.25}
 #: The bar for ORM loading only says "faster"; measured factors are far larger.
 ORM_LIMIT = 1.0
 
@@ -35,10 +36,9 @@ def _prepare_copy_files(url: DatabaseURL, folder: Path) -> Path:
         for table in _tables():
             columns = ", ".join(quote_identifier(column.name) for column in table.columns)
             path = folder / f"{table.name}.copy"
-            with path.open("wb") as out, connection.cursor() as cursor:
-                with cursor.copy(f"COPY {quote_identifier(table.name)} ({columns}) TO STDOUT") as copy:
-                    for block in copy:
-                        out.write(block)
+            statement = f"COPY {quote_identifier(table.name)} ({columns}) TO STDOUT"
+            with path.open("wb") as out, connection.cursor() as cursor, cursor.copy(statement) as copy:
+                out.writelines(copy)
             script.append(f"\\copy {quote_identifier(table.name)} ({columns}) from '{path}'")
     script.append("COMMIT;")
     path = folder / "load.sql"
@@ -53,9 +53,16 @@ def _truncate(url: DatabaseURL) -> None:
         connection.execute("CHECKPOINT")
 
 
+def _is_filled(url: DatabaseURL) -> bool:
+    with connect(url, autocommit=True) as connection:
+        row = connection.execute("SELECT to_regclass('public.offices') IS NOT NULL").fetchone()
+        return bool(row and row[0] and connection.execute("SELECT 1 FROM offices LIMIT 1").fetchone())
+
+
 def against_copy(url: DatabaseURL, tools: Tools, folder: Path, scale_name: str, runs: int) -> Result:
     """Generate a scale, and load its rows with psql, into the same constraints and indexes."""
-    generate("keikaku", get_scale(scale_name), url, seed=0, create_tables=True)
+    if not _is_filled(url):
+        generate("keikaku", get_scale(scale_name), url, seed=0, create_tables=True)
     script = _prepare_copy_files(url, folder / scale_name)
 
     def ours() -> float:
@@ -80,7 +87,7 @@ def against_copy(url: DatabaseURL, tools: Tools, folder: Path, scale_name: str, 
 def _run_psql(url: DatabaseURL, tools: Tools, script: Path) -> float:
     with tool_environment(url) as environment:
         started = time.perf_counter()
-        subprocess.run(  # noqa: S603 - argv of absolute paths, a benchmark's baseline
+        subprocess.run(
             [str(tools.psql), "-X", "-q", "-w", "-v", "ON_ERROR_STOP=1", "-f", str(script)],
             env=environment,
             check=True,

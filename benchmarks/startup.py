@@ -13,7 +13,7 @@ def help_text(runs: int) -> Result:
     """Start `python -m keikaku_snapshots --help` beside a bare interpreter."""
 
     def start(*arguments: str) -> None:
-        subprocess.run(  # noqa: S603 - our own interpreter
+        subprocess.run(
             [sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL
         )
 

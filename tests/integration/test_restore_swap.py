@@ -14,7 +14,7 @@ import pytest
 from keikaku_snapshots import SnapshotManager
 from keikaku_snapshots.errors import RestoreFailedError, UnsafeRestoreError
 from keikaku_snapshots.snapshots import load
-from keikaku_snapshots.snapshots import swap as swap_module
+from keikaku_snapshots.snapshots.analyze import AnalyzeBeside, analyze
 from tests.integration import schemas
 from tests.integration.test_restore_in_place import CHANGED, SMALL
 from tests.servers import connect
@@ -119,7 +119,6 @@ def test_a_restore_whose_statistics_cannot_be_gathered_beside_gathers_them_at_th
 ) -> None:
     """C2: the second connection is for speed only."""
     gathered = []
-    analyze = swap_module.analyze
 
     def see(connection: psycopg.Connection[tuple[object, ...]], done: Collection[int]) -> None:
         gathered.append(list(done))
@@ -128,10 +127,10 @@ def test_a_restore_whose_statistics_cannot_be_gathered_beside_gathers_them_at_th
     def fail(*_: object) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(swap_module, "analyze", see)
+    monkeypatch.setattr("keikaku_snapshots.snapshots.swap.analyze", see)
     small.restore_snapshot("small", strategy="swap")
     assert gathered[0], "tables were done beside the load"
-    monkeypatch.setattr(swap_module.AnalyzeBeside, "_analyze", fail)
+    monkeypatch.setattr(AnalyzeBeside, "_analyze", fail)
     small.restore_snapshot("small", strategy="swap")
     assert gathered[1] == []
     assert schemas.rows_of(small.url, "SELECT count(DISTINCT tablename) > 0 FROM pg_stats"
@@ -179,14 +178,13 @@ def test_a_session_that_comes_in_while_the_new_database_is_built_is_not_disconne
     small: SnapshotManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RECIPES 3.2: `auto` gives way to in_place."""
-    analyze = swap_module.analyze
     sessions = []
 
     def come_in(connection: psycopg.Connection[tuple[object, ...]], done: Collection[int]) -> None:
         analyze(connection, done)
         sessions.append(connect(small.url))
 
-    monkeypatch.setattr(swap_module, "analyze", come_in)
+    monkeypatch.setattr("keikaku_snapshots.snapshots.swap.analyze", come_in)
     restored = small.restore_snapshot("small")
     assert restored.strategy == "in_place"
     assert "connected while" in restored.reason
