@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import signal
 import sys
 import threading
+import warnings
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -67,6 +69,21 @@ def _forget_launcher() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_launcher)
+
+
+#: What Python 3.12 and newer say when a process with threads forks.
+_FORK_WARNING = r"This process \(pid=\d+\) is multi-threaded, use of fork"
+_FORK_FILTER = ("ignore", re.compile(_FORK_WARNING, re.IGNORECASE), DeprecationWarning)
+
+
+def allow_fork_with_threads() -> None:
+    """Silence the warning about what `child_setup` does, which is safe after a fork.
+
+    One narrow filter that stays: `warnings.catch_warnings` sets the filters of all threads
+    back when it ends, those that another thread has made in between too.
+    """
+    if sys.version_info >= (3, 12) and not any(one[:3] == _FORK_FILTER for one in warnings.filters):
+        warnings.filterwarnings("ignore", message=_FORK_WARNING, category=DeprecationWarning)
 
 
 def child_setup() -> Callable[[], None]:

@@ -20,12 +20,11 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Self
 
-from keikaku_snapshots._launcher import child_setup, launch
+from keikaku_snapshots._launcher import allow_fork_with_threads, child_setup, launch
 from keikaku_snapshots.errors import (
     DiskFullError,
     OperationTimeoutError,
@@ -123,24 +122,20 @@ class _Bounded:
 def _spawn(
     argv: list[str], env: dict[str, str], pass_fds: tuple[int, ...], *, capture_stdout: bool
 ) -> subprocess.Popen[bytes]:
-    with contextlib.ExitStack() as stack:
-        if sys.version_info >= (3, 12):
-            # preexec_fn from a process with threads warns; what it does here is safe after fork.
-            stack.enter_context(warnings.catch_warnings())
-            warnings.simplefilter("ignore", DeprecationWarning)
-        return subprocess.Popen(
-            argv,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE if capture_stdout else subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            close_fds=True,
-            pass_fds=pass_fds,
-            start_new_session=True,
-            umask=0o077,
-            preexec_fn=child_setup(),  # noqa: PLW1509 - runs in the launcher thread, see child_setup
-        )
+    allow_fork_with_threads()
+    return subprocess.Popen(
+        argv,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE if capture_stdout else subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        close_fds=True,
+        pass_fds=pass_fds,
+        start_new_session=True,
+        umask=0o077,
+        preexec_fn=child_setup(),  # noqa: PLW1509 - runs in the launcher thread, see child_setup
+    )
 
 
 class RunningTool:
@@ -164,6 +159,8 @@ class RunningTool:
     ) -> None:
         self._on_end = on_end
         self._popen = popen
+        self._owner_pid = os.getpid()
+        self._returncode: int | None = None
         self._argv0 = str(popen.args[0]) if isinstance(popen.args, list) else str(popen.args)
         self._timeout_s = timeout_s
         self._cancel_signal = cancel_signal
@@ -194,7 +191,7 @@ class RunningTool:
         return self._popen.pid
 
     def __repr__(self) -> str:
-        state = f"returncode={self._popen.returncode}" if self._ended.is_set() else "running"
+        state = f"returncode={self._returncode}" if self._ended.is_set() else "running"
         return f"RunningTool({self._argv0!r}, pid={self.pid}, {state})"
 
     def __enter__(self) -> Self:
@@ -208,7 +205,7 @@ class RunningTool:
 
     def poll(self) -> int | None:
         """Return the exit code (negative: signal), or None while it runs."""
-        return self._popen.returncode if self._ended.is_set() else None
+        return self._returncode if self._ended.is_set() else None
 
     def has_ended(self, within_s: float) -> bool:
         """Wait for the end for a limited time.
@@ -229,9 +226,16 @@ class RunningTool:
 
         Raises:
             OperationTimeoutError: ``timeout_s`` was over; the program was stopped.
+            ToolError: Something else in this process took the exit code away.
             BaseException: what `watch` raised, or KeyboardInterrupt; the program
                 was stopped first.
         """
+        if os.getpid() != self._owner_pid:
+            raise UsageError(
+                "A program can be waited for only in the process that started it",
+                found=f"Process {os.getpid()} was forked from process {self._owner_pid}.",
+                hint="Start the program in the process that waits for it.",
+            )
         try:
             self._ended.wait()
         except BaseException:
@@ -242,9 +246,11 @@ class RunningTool:
         stderr = self._redact(self._stderr.text())
         if self._watch_error is not None:
             raise self._watch_error
+        if self._returncode is None:
+            raise _exit_code_lost(Path(self._argv0).name, stderr)
         result = ToolResult(
             argv0=self._argv0,
-            returncode=self._popen.returncode,
+            returncode=self._returncode,
             stderr=stderr,
             stdout=bytes(self._stdout).decode("utf-8", errors="replace"),
             seconds=self._seconds,
@@ -264,13 +270,14 @@ class RunningTool:
     def cancel(self, reason: str = "cancelled", *, grace_s: float | None = None) -> None:
         """Stop the program: its own cancel signal, after a grace SIGKILL, each to the whole group.
 
-        Returns when it has ended. Does nothing when it ended already.
+        Returns when it has ended. Does nothing when it ended already, or in a forked
+        child, which leaves a block that its parent is still in.
 
         Args:
             reason: Why, in words; `ToolResult.stopped`.
             grace_s: Seconds between the two signals instead of the usual.
         """
-        if self._ended.is_set():
+        if self._ended.is_set() or os.getpid() != self._owner_pid:
             return
         self._stopped = self._stopped or reason
         grace_s = self._grace_s if grace_s is None else grace_s
@@ -293,10 +300,13 @@ class RunningTool:
     def _reap(self) -> None:
         if hasattr(os, "waitid"):
             # WNOWAIT leaves the zombie, which keeps the group's id ours while we kill the rest.
+            # Not by Popen.wait: it answers 0 when SIGCHLD is ignored or somebody waits for every child.
             with contextlib.suppress(ChildProcessError):
-                os.waitid(os.P_PID, self._popen.pid, os.WEXITED | os.WNOWAIT)
+                ended = os.waitid(os.P_PID, self._popen.pid, os.WEXITED | os.WNOWAIT)
+                if ended is not None:
+                    self._returncode = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
         else:
-            self._popen.wait()
+            self._returncode = self._popen.wait()
         self._seconds = time.monotonic() - self._started
         with self._signal_lock:
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -416,44 +426,68 @@ def start_tool(
         raise UsageError(
             "A program must be given by its absolute path", hint="Pass a path from find_tools()."
         )
+    environment, fds = dict(env), tuple(pass_fds)
+    if any(fd <= 2 for fd in fds):
+        # In the program these are its standard streams: it would read /dev/null in place of the file.
+        raise UsageError(
+            "A descriptor below 3 cannot be passed to a program",
+            found="Standard input, output or error of this process was closed before the file was opened.",
+            hint="Start this process with all three open: `</dev/null >/dev/null 2>&1`.",
+        )
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        raise _exit_code_lost(Path(arguments[0]).name)
     texts = [*arguments, *env.keys(), *env.values()]
     if any("\0" in text for text in texts):
         raise UsageError("An argument or environment value of a program holds a NUL character")
-    environment, fds = dict(env), tuple(pass_fds)
     log.debug("starting %s", arguments[0])
-    future = launch(lambda: _spawn(arguments, environment, fds, capture_stdout=capture_stdout))
+    future: Future[subprocess.Popen[bytes]] | None = None
     try:
-        popen: subprocess.Popen[bytes] = future.result()
-    except (OSError, subprocess.SubprocessError) as error:
-        raise _start_error(arguments[0], error) from None
-    except BaseException:
-        # Ctrl-C while the launcher forks: the child must not stay behind.
-        future.add_done_callback(_kill_orphan)
+        future = launch(lambda: _spawn(arguments, environment, fds, capture_stdout=capture_stdout))
+        return RunningTool(
+            future.result(),
+            timeout_s=timeout_s,
+            cancel_signal=cancel_signal,
+            grace_s=grace_s,
+            redact=redact,
+            watch=watch,
+            watch_interval_s=watch_interval_s,
+            on_end=on_end,
+        )
+    except BaseException as error:
+        # Ctrl-C while the launcher forks, or no thread to be had: the child must not stay behind.
+        if future is not None:
+            future.add_done_callback(_kill_orphan)
+        if isinstance(error, OSError | subprocess.SubprocessError | RuntimeError):
+            raise _start_error(arguments[0], error) from None
         raise
-    return RunningTool(
-        popen,
-        timeout_s=timeout_s,
-        cancel_signal=cancel_signal,
-        grace_s=grace_s,
-        redact=redact,
-        watch=watch,
-        watch_interval_s=watch_interval_s,
-        on_end=on_end,
-    )
 
 
-def _kill_orphan(future: Future[Any]) -> None:
+def _kill_orphan(future: Future[subprocess.Popen[bytes]]) -> None:
     if future.exception() is None:
         popen = future.result()
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(popen.pid, signal.SIGKILL)
         popen.wait()
+        for stream in (popen.stdout, popen.stderr):
+            if stream is not None:
+                stream.close()
 
 
-def _start_error(program: str, error: OSError | subprocess.SubprocessError) -> Exception:
+def _exit_code_lost(program: str, stderr: str = "") -> ToolError:
+    return ToolError(
+        f"Nobody can say whether {program} succeeded: its exit code does not reach this process",
+        found="SIGCHLD is ignored, or another part of this process waits for every child (os.wait).",
+        hint="Undo that while a snapshot is made or restored: signal.signal(signal.SIGCHLD, signal.SIG_DFL).",
+        stderr=stderr,
+    )
+
+
+def _start_error(program: str, error: OSError | subprocess.SubprocessError | RuntimeError) -> Exception:
     """Say why a program did not start; argv stays out of the text (FAULTS 32)."""
     number = error.errno if isinstance(error, OSError) else None
-    reason = os.strerror(number) if number else type(error).__name__
+    # The sentence of a RuntimeError is threading's own; subprocess might quote argv.
+    said = "" if isinstance(error, subprocess.SubprocessError) else str(error)
+    reason = os.strerror(number) if number else said or type(error).__name__
     if number in {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EISDIR, errno.ENOEXEC, errno.EPERM}:
         return ToolMissingError(f"The program {program} cannot be run", found=f"The system says: {reason}")
     if number == errno.ENOSPC:

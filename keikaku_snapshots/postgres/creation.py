@@ -214,10 +214,13 @@ def _execute_together(connection: Connection, statements: list[sql.Composed]) ->
 def _answers(pgconn: PGconn) -> psycopg.Error | None:
     """Read until the end of the pipeline; give the first error."""
     first: psycopg.Error | None = None
+    # Not select.select, which takes no descriptor above 1023.
+    answer = select.poll()
+    answer.register(pgconn.socket, select.POLLIN)
     while True:
         pgconn.flush()
         while pgconn.is_busy():
-            select.select([pgconn.socket], [], [])
+            answer.poll()
             pgconn.consume_input()
         result = pgconn.get_result()
         if result is None:

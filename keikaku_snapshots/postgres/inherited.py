@@ -38,7 +38,10 @@ _WITHOUT_NEUTRAL_VALUE = (
     "min_protocol_version",
     "max_protocol_version",
 )
-_environment_lock = threading.RLock()
+_environment_lock = threading.Lock()
+#: What is hidden now, and by how many connections that are being opened.
+_hidden: dict[str, str] = {}
+_hiders = 0
 
 
 @lru_cache(maxsize=1)
@@ -58,14 +61,19 @@ def inherited_settings_hidden() -> Iterator[None]:
     """Hide the ``PG*`` variables that no libpq option can override, while a connection begins.
 
     ``PGSERVICE`` makes libpq read a file; ``PGTZ``, ``PGDATESTYLE`` and ``PGGEQO`` change the
-    session. Does nothing when none is set, which is the usual case.
+    session. Threads may be inside at the same time: the first one hides, the last one brings back.
     """
-    if not any(name in os.environ for name in _UNOVERRIDABLE_VARIABLES):
-        yield
-        return
+    global _hiders  # noqa: PLW0603 - the environment is the process's too
     with _environment_lock:
-        saved = {name: os.environ.pop(name) for name in _UNOVERRIDABLE_VARIABLES if name in os.environ}
-        try:
-            yield
-        finally:
-            os.environ.update(saved)
+        _hiders += 1
+        for name in _UNOVERRIDABLE_VARIABLES:
+            if name in os.environ:
+                _hidden[name] = os.environ.pop(name)
+    try:
+        yield
+    finally:
+        with _environment_lock:
+            _hiders -= 1
+            if _hiders == 0:
+                os.environ.update(_hidden)
+                _hidden.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from keikaku_snapshots.errors import AccessDeniedError, DiskFullError
 from keikaku_snapshots.postgres.inherited import DEFAULT_CONNECT_TIMEOUT_S
 
 if TYPE_CHECKING:
@@ -141,9 +143,9 @@ def prepare_environment(
         "PGCONNECT_TIMEOUT": str(DEFAULT_CONNECT_TIMEOUT_S),
     }
     env |= {_VARIABLES[name]: parameters.pop(name) for name in list(parameters) if name in _VARIABLES}
-    directory = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
-    prepared = PreparedEnvironment(env, directory, None)
+    prepared = PreparedEnvironment(env, None, None)
     try:
+        directory = prepared.directory = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
         prepared.lock_fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
         fcntl.flock(prepared.lock_fd, fcntl.LOCK_EX)
         if url.password is not None:
@@ -152,10 +154,21 @@ def prepare_environment(
             lines = [f"[{_SERVICE}]", *(f"{name}={value}" for name, value in parameters.items())]
             env["PGSERVICEFILE"] = _write_private(directory / "service", "\n".join(lines) + "\n")
             env["PGSERVICE"] = _SERVICE
-    except BaseException:
+    except BaseException as error:
         prepared.remove()
+        if isinstance(error, OSError):
+            raise _no_private_file(error) from error
         raise
     return prepared
+
+
+def _no_private_file(error: OSError) -> AccessDeniedError | DiskFullError:
+    kind = DiskFullError if error.errno in {errno.ENOSPC, errno.EDQUOT} else AccessDeniedError
+    return kind(
+        "The password file for PostgreSQL's programs cannot be written",
+        found=f"The system says: {error.strerror or error}",
+        hint="Set TMPDIR to a directory with free space that this account may write to.",
+    )
 
 
 def _give_password(env: dict[str, str], directory: Path, password: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import subprocess
 import sys
 import textwrap
@@ -331,6 +332,25 @@ def test_a_clone_has_everything_and_a_mark(database: DatabaseURL) -> None:
             for one in databases.our_databases(connection, kinds=["spare"])
             if one.identity.target == database.database
         ] == [name]
+
+
+def test_a_process_with_many_open_files_makes_databases_too(database: DatabaseURL) -> None:
+    """select(2) takes no descriptor above 1023; a web server has them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2000:
+        pytest.skip("this account may not open so many files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2000), hard))
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        with _maintenance(database) as connection:
+            name = sibling_name("new", database.database)
+            databases.create_scratch(connection, name, like=database.database)
+
+            assert databases.database_exists(connection, name)
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_template_with_somebody_inside_is_not_cloned(database: DatabaseURL) -> None:

@@ -396,3 +396,116 @@ def test_many_programs_can_run_at_once() -> None:
 
     assert codes == list(range(8))
     assert time.monotonic() - started < 2.0
+
+
+def test_a_code_that_is_lost_is_no_success() -> None:
+    """Where SIGCHLD is ignored the system throws exit codes away, and `Popen.wait` answers 0 for them."""
+    code = (
+        "import os, signal; from keikaku_snapshots._process import run_tool, start_tool\n"
+        "from keikaku_snapshots.errors import ToolError\n"
+        "r, w = os.pipe()\n"
+        "running = start_tool(['/bin/sh', '-c', f'read x < /dev/fd/{r}; exit 9'], env={}, pass_fds=[r])\n"
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+        "os.write(w, b'go\\n')\n"
+        "for work in (running.wait, lambda: run_tool(['/bin/sh', '-c', 'exit 9'], env={})):\n"
+        "    try:\n"
+        "        print(work().returncode)\n"
+        "    except ToolError as error:\n"
+        "        print('SIGCHLD' in error.found)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+
+    assert done.stdout.split() == ["True", "True"]
+
+
+def test_somebody_who_waits_for_every_child_does_not_change_the_result() -> None:
+    """The code is the program's own or an error, never a 0 that nobody has seen."""
+    code = (
+        "import os, threading; from keikaku_snapshots._process import run_tool\n"
+        "from keikaku_snapshots.errors import ToolError\n"
+        "def steal():\n"
+        "    while True:\n"
+        "        try:\n"
+        "            os.waitpid(-1, 0)\n"
+        "        except ChildProcessError:\n"
+        "            pass\n"
+        "threading.Thread(target=steal, daemon=True).start()\n"
+        "for _ in range(50):\n"
+        "    try:\n"
+        "        assert run_tool(['/bin/sh', '-c', 'exit 9'], env={}).returncode == 9\n"
+        "    except ToolError as error:\n"
+        "        assert 'exit code' in error.what\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False, timeout=60
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_forked_child_leaves_the_program_of_its_parent_alone() -> None:
+    """A child that leaves the block by an exception neither kills the program nor waits for ever."""
+    code = (
+        "import os, sys; from keikaku_snapshots._process import start_tool\n"
+        "from keikaku_snapshots.errors import UsageError\n"
+        "r, w = os.pipe()\n"
+        "argv = ['/bin/sh', '-c', f'read x < /dev/fd/{r}; exit 9']\n"
+        "with start_tool(argv, env={}, pass_fds=[r]) as running:\n"
+        "    child = os.fork()\n"
+        "    if child == 0:\n"
+        "        try:\n"
+        "            running.wait()\n"
+        "        except UsageError:\n"
+        "            sys.exit(4)\n"
+        "    answer = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])\n"
+        "    os.write(w, b'go\\n')\n"
+        "    print(answer, running.wait().returncode)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True, text=True, cwd=ROOT, check=True, timeout=30,
+    )  # fmt: skip
+
+    assert done.stdout.split() == ["4", "9"]
+
+
+def test_a_program_that_cannot_be_watched_does_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a thread to reap it (limit of processes, interpreter at its end) it is killed, and said so."""
+    run_tool(["/bin/true"], env={})
+    spawned: list[subprocess.Popen[bytes]] = []
+    spawn_it = _process._spawn
+
+    def remember(*args: object, **options: object) -> subprocess.Popen[bytes]:
+        spawned.append(spawn_it(*args, **options))  # type: ignore[arg-type]
+        return spawned[-1]
+
+    def refuse(_target: object, name: str) -> threading.Thread:
+        raise RuntimeError(f"can't start new thread {name}")
+
+    monkeypatch.setattr(_process, "_spawn", remember)
+    monkeypatch.setattr(_process, "_thread", refuse)
+    with pytest.raises(ToolError, match="can't start new thread"):
+        run_tool(["/bin/sleep", "60"], env={})
+
+    assert gone(spawned[0].pid)
+    assert spawned[0].returncode == -signal.SIGKILL
+
+
+def test_a_file_that_took_the_place_of_a_closed_stdin_is_not_passed() -> None:
+    """The program would read /dev/null in its place and call it an empty file."""
+    with pytest.raises(UsageError, match="below 3"):
+        run_tool(["/bin/cat", "/dev/fd/0"], env={}, pass_fds=[0])
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="older ones do not warn")
+def test_starting_a_program_leaves_the_filters_of_other_threads_alone() -> None:
+    """FAULTS 45: Python's warning about fork is silenced by one filter, made once, that names it only."""
+    import warnings
+
+    run_tool(["/bin/true"], env={})
+    before = list(warnings.filters)
+    run_tool(["/bin/true"], env={})
+
+    assert warnings.filters == before
+    with pytest.warns(DeprecationWarning, match="something else"):
+        warnings.warn("something else", DeprecationWarning, stacklevel=1)

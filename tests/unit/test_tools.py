@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -113,6 +114,20 @@ def test_without_a_password_the_users_own_file_is_used(monkeypatch: pytest.Monke
     with tool_environment(DatabaseURL("h", None, "u", None, "d")) as env:
         assert "PGPASSFILE" not in env
         assert env["HOME"] == "/home/mika"
+
+
+def test_no_place_for_the_password_is_said_in_plain_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read-only or vanished TMPDIR is the account's problem, not a traceback; a full one is the disk's."""
+    monkeypatch.setattr("tempfile.tempdir", "/proc/keikaku-none")
+    with pytest.raises(errors.AccessDeniedError, match="TMPDIR"), tool_environment(URL):
+        pass
+
+    def full(*_arguments: object, **_options: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.mkdtemp", full)
+    with pytest.raises(errors.DiskFullError, match="TMPDIR"), tool_environment(URL):
+        pass
 
 
 def test_a_password_with_a_line_break_goes_into_the_environment() -> None:

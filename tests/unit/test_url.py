@@ -398,6 +398,18 @@ def test_what_no_option_overrides_is_hidden_for_the_moment(monkeypatch: pytest.M
     assert (os.environ["PGSERVICE"], os.environ["PGTZ"]) == ("evil", "Asia/Tokyo")
 
 
+def test_threads_that_connect_at_once_all_find_them_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that comes while another is inside must not go on when that one has brought them back."""
+    monkeypatch.setenv("PGSERVICE", "evil")
+    first, second = inherited_settings_hidden(), inherited_settings_hidden()
+    with first:
+        second.__enter__()
+
+    assert "PGSERVICE" not in os.environ
+    second.__exit__(None, None, None)
+    assert os.environ["PGSERVICE"] == "evil"
+
+
 @pytest.mark.parametrize(
     ("name", "expected"), [("a", '"a"'), ('a"b', '"a""b"'), ("select", '"select"'), ("Ä b", '"Ä b"')]
 )
