@@ -27,8 +27,8 @@ DIFFERENT = 1
 _SHOWN = 60
 #: Characters before the first difference of two long values.
 _CONTEXT = 12
-#: Texts that need no quotes to be read as what they are.
-_BARE = re.compile(r"[^\s\"'=→]+(?: [^\s\"'=→]+)*")
+#: Texts that need no quotes to be read as what they are: words, or a JSON document.
+_BARE = re.compile(r"""[^\s"'=→,](?:[^"=→,]*[^\s"=→,])?|\{.*\}|\[.*\]""")
 _SIGNS = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow")}
 
 
@@ -136,7 +136,7 @@ def _remark(table: TableDifference) -> str:
     parts += [f"{name}: {count:,}" for name, count in table.changed_columns.items()]
     parts += [f"+ column {name}" for name in table.columns_added]
     parts += [f"- column {name}" for name in table.columns_removed]
-    if not table.key and (table.added or table.removed):
+    if not table.key and table.status == "changed" and (table.added or table.removed):
         parts.append("no key: whole rows compared")
     return printable(", ".join(parts))
 

@@ -122,7 +122,9 @@ class RowComparison:
     def _compare(self, before: Blocks, after: Blocks, depth: int) -> None:
         old, more_old = self._load(before)
         new, more_new = self._load(after)
-        if (not old and more_old is None) or (not new and more_new is None):
+        is_one_sided = (not old and more_old is None) or (not new and more_new is None)
+        # Equal rows without a key are put together where they are given back, and so must be held.
+        if is_one_sided and (self._keyed or not self._keep):
             self._one_side(chain(old, more_old or ()), chain(new, more_new or ()))
         elif (more_old is None and more_new is None) or depth >= _DEEPEST:
             self._in_memory(chain(old, more_old or ()), chain(new, more_new or ()))
@@ -287,14 +289,14 @@ def _write(file: IO[bytes], content: bytes) -> None:
 def _read(file: IO[bytes]) -> Blocks:
     """The file from its beginning, in blocks of whole lines."""
     file.seek(0)
-    rest = b""
+    pieces: list[bytes] = []
     while chunk := file.read(BLOCK_BYTES):
         whole, newline, tail = chunk.rpartition(b"\n")
         if newline:
-            yield rest + whole + newline
-            rest = tail
-        else:
-            rest += chunk
+            yield b"".join([*pieces, whole, newline])
+            pieces = []
+        if tail:
+            pieces.append(tail)
 
 
 def _without_common_start(before: Blocks, after: Blocks) -> tuple[Blocks, Blocks]:

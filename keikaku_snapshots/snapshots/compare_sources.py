@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import mmap
 import re
 import tempfile
 from dataclasses import dataclass, field
@@ -191,6 +192,7 @@ def _contents(
             if target is not None and target[0] in roots:
                 table, columns = target
                 found[roots[table]].append((table, _copy_source(script, part, columns)))
+            _forget(script, part.data_start, part.data_end)
     return {root: _sorted(sources) for root, sources in found.items()}, large_objects.digests()
 
 
@@ -214,7 +216,15 @@ def _rows(script: Script, part: Part) -> Blocks:
         if end < part.data_end:
             end = buffer.find(b"\n", end - 1, part.data_end) + 1
         yield bytes(buffer[start:end])
+        _forget(script, start, end)
         start = end
+
+
+def _forget(script: Script, start: int, end: int) -> None:
+    """Give back the memory of a part of the mapped file; it is read again when it is needed."""
+    start -= start % mmap.PAGESIZE
+    if isinstance(script.buffer, mmap.mmap):
+        script.buffer.madvise(mmap.MADV_DONTNEED, start, end - start)
 
 
 class _LargeObjects:
