@@ -407,7 +407,7 @@ def leave_to_server(
     clone_name: str | None = None,
     maintenance: str = MAINTENANCE_DATABASE,
 ) -> WorkLeftToServer:
-    """Send a DROP or a CREATE … TEMPLATE and leave; no process of ours remains (RECIPES 3.5).
+    """Send a DROP or a CREATE … TEMPLATE and leave; no process of ours remains (docs/design.md, Swap).
 
     A clone made in this way has no mark yet: put it there with a comment when
     it is found, or drop it by its name.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 #: SQLSTATEs of a connection that was lost or not yet possible; trying again may help.
 _LOST = frozenset({"57P01", "57P02", "57P03"})
-#: SQLSTATEs that another try of one single call may not meet again (FAULTS 3.9).
+#: SQLSTATEs that another try of one single call may not meet again (docs/design.md, Retry).
 _CONTENTION = frozenset({"40001", "40P01", "53300", "55P03"})
 #: How libpq, the operating system and the drivers word a connection that was refused or lost.
 #: Connection errors carry no SQLSTATE before the session begins, so their text is all there is.

@@ -35,7 +35,7 @@ class Session:
 
     @property
     def is_client(self) -> bool:
-        """True for a client; a plain role sees no type of other roles' sessions (RECIPES 1.7)."""
+        """True for a client; a plain role sees no type of other roles' sessions."""
         return self.backend_type in {"", "client backend"}
 
     @property
@@ -147,7 +147,7 @@ def terminate_once(connection: Connection, databases: Collection[str], *, spare:
     Returns:
         How many sessions were there, those that our role may not end included.
     """
-    # pg_terminate_backend(pid, timeout) waits in steps of 100 ms, one session after another (RECIPES 3.1).
+    # pg_terminate_backend(pid, timeout) waits in steps of 100 ms, one session after another.
     row = connection.execute(
         "SELECT count(*), "  # noqa: S608 - constant of this module
         f"count(CASE WHEN {_MAY_END} THEN pg_catalog.pg_terminate_backend(a.pid) END) "

@@ -1,6 +1,6 @@
 """A database's own owner, settings, grants, connection limit and comment, and giving them to another.
 
-``CREATE DATABASE … TEMPLATE`` keeps none of them (RECIPES 3.3). Everything is
+``CREATE DATABASE … TEMPLATE`` keeps none of them (docs/design.md, Swap). Everything is
 given before the swap: until its grants are there, PUBLIC may connect.
 """
 

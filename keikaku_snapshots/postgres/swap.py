@@ -1,7 +1,7 @@
 """A finished database takes the place of another: two renames in one transaction.
 
 There is no closed state and no journal: a client that dies leaves both
-databases with valid names and open to connections (RECIPES 3.1).
+databases with valid names and open to connections (docs/design.md, Swap).
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def test_names_and_types_are_the_same_on_every_version(
     make_database: MakeDatabase,
     each_server: servers.Server,
 ) -> None:
-    """DESIGN 8: compared within one major version, else by names and types."""
+    """docs/design.md, Valid files: compared within one major version, else by names and types."""
     del pytestconfig
     digests = []
     for one in (server, each_server):

@@ -220,7 +220,7 @@ def test_a_terminated_session_is_a_lost_connection(server: servers.Server, datab
 def test_a_server_that_refuses_at_first_is_tried_again(
     database: DatabaseURL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """FAULTS 3.9: refused before any statement."""
+    """docs/design.md, Retry: refused before any statement."""
     real = psycopg.connect
     tries: list[int] = []
 
@@ -234,7 +234,7 @@ def test_a_server_that_refuses_at_first_is_tried_again(
 
 
 def test_a_wrong_password_is_tried_once(database: DatabaseURL, monkeypatch: pytest.MonkeyPatch) -> None:
-    """FAULTS 3.9: never authentication; a server may lock the account."""
+    """docs/design.md, Retry: never authentication; a server may lock the account."""
     real = psycopg.connect
     tries: list[int] = []
 
@@ -353,7 +353,7 @@ _RUNNERS: dict[str, Callable[[DatabaseURL, str], BaseException]] = {
 def test_a_plain_role_sees_other_sessions_though_not_their_kind(
     server: servers.Server, owner_database: DatabaseURL
 ) -> None:
-    """RECIPES 1.7: backend_type is NULL for other roles' sessions."""
+    """docs/design.md, Swap: backend_type is NULL for other roles' sessions."""
     with server.admin(owner_database.database) as other, connect(owner_database) as connection:
         found = sessions_in(connection, owner_database.database)
 

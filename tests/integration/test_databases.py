@@ -273,7 +273,7 @@ def test_a_client_killed_while_creating_leaves_a_marked_database(
 
 
 def test_a_sweep_does_not_wait_for_a_drop_that_is_under_way(database: DatabaseURL) -> None:
-    """RECIPES 3.5: the server drops the replaced database by itself."""
+    """docs/design.md, Swap: the server drops the replaced database by itself."""
     name = sibling_name("old", database.database)
     with _maintenance(database) as connection, _maintenance(database) as other:
         databases.create_scratch(connection, name, like=database.database)
@@ -362,7 +362,7 @@ def test_a_template_with_somebody_inside_is_not_cloned(database: DatabaseURL) ->
 
 
 def test_a_foreign_database_is_never_dropped(server: servers.Server, make_database: MakeDatabase) -> None:
-    """DESIGN: no foreign database of a similar name is ever touched; the comment decides."""
+    """docs/design.md, Swap: no foreign database of a similar name is ever touched; the comment decides."""
     url = make_database(server, name=f"keikaku_new_{os.getpid()}_mine")
     with _maintenance(url) as connection:
         with pytest.raises(errors.RefusedError, match="not made by"):
@@ -374,7 +374,7 @@ def test_a_foreign_database_is_never_dropped(server: servers.Server, make_databa
 
 
 def test_work_left_to_the_server_is_done_without_us(database: DatabaseURL) -> None:
-    """RECIPES 3.5: no process of ours outlives the command."""
+    """docs/design.md, Swap: no process of ours outlives the command."""
     new, _ = _scratch(database)
     spare = sibling_name("spare", database.database)
     with _maintenance(database) as connection:
@@ -426,7 +426,7 @@ def test_all_that_a_database_has_of_its_own_is_copied(
 def test_settings_that_the_owner_may_not_copy_are_named_beforehand(
     server: servers.Server, creator_database: DatabaseURL
 ) -> None:
-    """RECIPES 3.3: refused, and nothing copied by halves."""
+    """docs/design.md, Swap: refused, and nothing copied by halves."""
     with server.admin() as admin:
         name = sql.Identifier(creator_database.database)
         admin.execute(sql.SQL("ALTER DATABASE {} SET work_mem TO '5MB'").format(name))
@@ -499,7 +499,7 @@ def test_a_subscription_is_an_obstacle(server: servers.Server, database: Databas
 def test_a_superusers_session_is_an_obstacle_for_the_owner(
     server: servers.Server, creator_database: DatabaseURL
 ) -> None:
-    """RECIPES 3.3: the owner cannot end it."""
+    """docs/design.md, Swap: the owner cannot end it."""
     with server.admin(creator_database.database) as other, _maintenance(creator_database) as connection:
         (reason,) = databases.obstacles_to_swap(connection, creator_database.database)
         assert f"pid {other.info.backend_pid}" in reason
@@ -549,7 +549,7 @@ def test_two_renames_in_one_transaction_replace_a_database(
 def test_without_leave_nobody_is_disconnected(
     each_server: servers.Server, make_database: MakeDatabase
 ) -> None:
-    """FAULTS 62, RECIPES 3.2: it gives up after 150 ms in place of 5 s, and names who is inside."""
+    """FAULTS 62; docs/design.md, Swap: it gives up after 150 ms in place of 5 s, and names who is inside."""
     url = make_database(each_server)
     _marked(url, "old")
     new, old = _scratch(url)
@@ -566,7 +566,7 @@ def test_without_leave_nobody_is_disconnected(
 def test_a_swap_never_fails_for_clients_that_come_back(
     each_server: servers.Server, make_database: MakeDatabase
 ) -> None:
-    """RECIPES 3.1: eight clients reconnect all the time; each swap succeeds and none is locked out."""
+    """docs/design.md, Swap: eight clients keep reconnecting; each swap succeeds and none is locked out."""
     url = make_database(each_server)
     _marked(url, "0")
     stop = threading.Event()
@@ -693,7 +693,7 @@ def test_a_connection_lost_before_commit_is_a_failure(
 
 
 def test_all_sessions_are_ended_at_once(database: DatabaseURL) -> None:
-    """RECIPES 3.1: waiting for one after another took 830 ms for eight."""
+    """docs/design.md, Swap: waiting for one after another took 830 ms for eight."""
     with contextlib.ExitStack() as stack:
         for _ in range(8):
             stack.callback(connect(database).close)
@@ -707,7 +707,7 @@ def test_all_sessions_are_ended_at_once(database: DatabaseURL) -> None:
 
 
 def test_a_dead_runs_databases_are_found_and_a_living_ones_are_not(database: DatabaseURL) -> None:
-    """DESIGN: each is dropped by the next command when its owner is gone."""
+    """docs/design.md, Swap: each is dropped by the next command when its owner is gone."""
     new, _ = _scratch(database)
     target = database.database
     with _maintenance(database) as connection:

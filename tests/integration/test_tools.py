@@ -104,7 +104,7 @@ def busy(connection: psycopg.Connection[tuple[object, ...]], url: DatabaseURL) -
 
 
 def test_the_programs_of_the_servers_version_are_found(each_server: Server) -> None:
-    """DESIGN 2: equal major version, links resolved, the version as the program says it."""
+    """docs/design.md, Programs and secrets: equal major, links resolved, version as the program says it."""
     tools = find_tools(each_server.major)
 
     assert tools.major == each_server.major
@@ -179,7 +179,7 @@ def test_a_user_file_may_not_change_psql(
 
 
 def test_several_files_are_one_transaction(server: Server, database: DatabaseURL, tmp_path: Path) -> None:
-    """RECIPES 1: pre, data and post; an open descriptor can be read instead of a name."""
+    """docs/design.md, In place: pre, data and post; an open descriptor can be read instead of a name."""
     first = script(tmp_path / "1.sql", "CREATE TABLE t AS SELECT txid_current() AS id;\n")
     second = script(tmp_path / "2.sql", "INSERT INTO t SELECT txid_current();\n")
     with second.open() as file:

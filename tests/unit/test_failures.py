@@ -224,13 +224,13 @@ def test_a_full_disk_of_ours_is_a_disk_error() -> None:
     ],
 )
 def test_a_lost_connection_is_transient(error: Exception) -> None:
-    """FAULTS 3.9: refused, reset, 08xxx, 57P01 to 57P03, and a pool that gave none in time."""
+    """docs/design.md, Retry: refused, reset, 08xxx, 57P01 to 57P03, and a pool that gave none in time."""
     assert is_transient(error)
 
 
 @pytest.mark.parametrize("state", ["40001", "40P01", "53300", "55P03"])
 def test_contention_is_transient_for_single_calls_only(state: str) -> None:
-    """FAULTS 3.9: a unit of several calls has no business to repeat them."""
+    """docs/design.md, Retry: a unit of several calls has no business to repeat them."""
     assert not is_transient(AsyncpgLikeError(state))
     assert is_transient(AsyncpgLikeError(state), single_call=True)
     assert is_transient(translate(AsyncpgLikeError(state)), single_call=True)
@@ -252,5 +252,5 @@ def test_contention_is_transient_for_single_calls_only(state: str) -> None:
     ],
 )
 def test_what_another_try_cannot_help_is_not_transient(error: BaseException) -> None:
-    """FAULTS 3.9: never authentication, disk, rights or faults of the statement."""
+    """docs/design.md, Retry: never authentication, disk, rights or faults of the statement."""
     assert not is_transient(error, single_call=True)

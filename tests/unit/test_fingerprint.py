@@ -61,7 +61,7 @@ def test_a_new_table_is_named_once() -> None:
 
 
 def test_across_versions_only_names_and_types_count() -> None:
-    """DESIGN 8: definitions are worded differently by another major version."""
+    """docs/design.md, Valid files: definitions are worded differently by another major version."""
     assert names_and_types(OLD) == names_and_types({**OLD, "constraint c on public.staffs": "CHECK …"})
     assert names_and_types(OLD) != names_and_types({**OLD, "column public.staffs.email": "text"})
 

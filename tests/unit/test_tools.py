@@ -161,7 +161,7 @@ def test_the_server_notices_a_killed_client(tmp_path: Path) -> None:
 
 
 def test_secrets_are_removed_also_after_an_error(private_temporary_directory: Path) -> None:
-    """FAULTS 3.2: removed in any case."""
+    """docs/design.md, Programs and secrets: removed in any case."""
     with pytest.raises(ZeroDivisionError), tool_environment(URL):  # noqa: PT012 - what the block does is the point
         assert len(list(private_temporary_directory.iterdir())) == 1
         _ = 1 / 0
@@ -250,7 +250,7 @@ def test_psql_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_pg_restore_arguments(tmp_path: Path) -> None:
-    """FAULTS 3.3: it stops at the first error; several jobs exclude one transaction."""
+    """docs/design.md, Valid files: it stops at the first error; several jobs exclude one transaction."""
     fake = make_fake(tmp_path)
     run_pg_restore(fake.tools, URL, tmp_path / "a")
     run_pg_restore(fake.tools, URL, tmp_path / "a", jobs=3, list_file=tmp_path / "l", owners=False)
@@ -650,7 +650,7 @@ def test_public_text_has_no_rows() -> None:
 
 
 def test_connection_failures_say_whether_another_try_may_help() -> None:
-    """FAULTS 3.9: refused and lost connections may; a wrong password never."""
+    """docs/design.md, Retry: refused and lost connections may; a wrong password never."""
 
     def transient(stderr_text: str) -> bool:
         result = ToolResult("/x/pg_dump", 1, stderr_text, "", 0.1)
