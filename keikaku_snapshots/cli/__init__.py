@@ -30,6 +30,12 @@ COMMANDS = {
     "pin": ("labels", "pin", "Keep a version from retention, or let it go again (--off)."),
     "tag": ("labels", "tag", "Add free words to a version, or remove them."),
     "prune": ("prune", "prune", "Delete the versions that no retention rule keeps."),
+    "refresh": ("operations", "refresh", "Make a snapshot anew without anybody watching."),
+    "check": (
+        "operations",
+        "check",
+        "Look whether the newest snapshot is fresh and large enough, for monitoring.",
+    ),
     "doctor": ("doctor", "doctor", "Check tools, server, rights and disk; say what to do."),
     "server": ("server", "server", "Start, stop and look at the embedded PostgreSQL."),
     "completion": ("completion", "completion", "Print the shell's completion script."),

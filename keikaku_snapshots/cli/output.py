@@ -48,6 +48,8 @@ class Output:
         self.quiet = quiet
         self.verbose = verbose
         self.log_format = log_format
+        #: What an error is said to be of, when it must be one line, as in a mail from cron.
+        self.one_line = ""
         self._secrets: set[str] = set()
         self._redactors: list[Callable[[str], str]] = []
         self._documented = False
@@ -177,6 +179,11 @@ class Output:
         if self.log_format == "json":
             self._json_line("error", parts)
             return parts
+        if self.one_line:
+            pieces = [parts["message"], *parts["found"].splitlines(), hint, hint_ja]
+            text = "; ".join(piece.strip().rstrip(".;") for piece in pieces if piece.strip())
+            click.echo(f"error: {self.one_line}: {text}", err=True)
+            return parts
         lines = [click.style("error: ", fg="red", bold=True) + parts["message"]]
         lines += [f"  {line}" for line in parts["found"].splitlines()]
         if hint:
@@ -236,6 +243,8 @@ class Output:
         quiet_level = logging.ERROR if self.quiet else logging.WARNING
         levels = [quiet_level, logging.INFO, logging.DEBUG]
         root.setLevel(levels[min(self.verbose, len(levels) - 1)])
+        # That something was not recorded is never silent.
+        logging.getLogger("keikaku_snapshots.audit").setLevel(min(root.level, logging.WARNING))
 
     @contextmanager
     def progress(self) -> Iterator[ProgressCallback | None]:

@@ -87,6 +87,20 @@ class Session:
         self.output.hide_by(url.redact)
         return url
 
+    def require_database(self) -> None:
+        """Refuse to fall back to the embedded server: it is used only when --embedded says so.
+
+        Raises:
+            NoDatabaseError: No database is named.
+        """
+        from keikaku_snapshots.errors import NoDatabaseError
+
+        if not self._options.get("embedded") and self.named_url is None:
+            raise NoDatabaseError(
+                "no database is named",
+                found="this command runs unattended, so an unset variable must never mean an empty database",
+            )
+
     def _embedded_url(self) -> DatabaseURL:
         from keikaku_snapshots.errors import NoDatabaseError
 

@@ -142,7 +142,9 @@ class AuditLog:
     def _append(self, line: dict[str, Any]) -> None:
         """Append one line in one write and bring it to the disk."""
         self._store.prepare()
-        content = (json.dumps(line, ensure_ascii=False, default=str) + "\n").encode("utf-8", "backslashreplace")
+        content = (json.dumps(line, ensure_ascii=False, default=str) + "\n").encode(
+            "utf-8", "backslashreplace"
+        )
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         is_new = not self.path.exists()
         descriptor = os.open(self.path, flags, 0o600)
