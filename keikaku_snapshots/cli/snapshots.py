@@ -7,9 +7,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from keikaku_snapshots.cli.output import duration, size
-from keikaku_snapshots.cli.session import Command, Session, complete_snapshot_name, pass_session
+from keikaku_snapshots.cli.session import (
+    Command,
+    Session,
+    complete_snapshot_name,
+    complete_version,
+    pass_session,
+)
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from keikaku_snapshots.snapshots.manager import SnapshotManager
     from keikaku_snapshots.snapshots.manifest import Snapshot
 
@@ -35,14 +43,28 @@ _allow_protected = click.option(
     examples=[
         ("keikaku create before_migration", "The whole database as it is now."),
         ("keikaku create nightly --format custom --keep 7 -q", "For cron: silent, seven versions kept."),
+        ("keikaku create rows --scope test-data --compression gzip", "Only the test rows, as JSON."),
     ],
 )
 @_name
 @click.option("--description", default="", help="What it is for.")
 @click.option("--version", metavar="VERSION", help="A version of your own instead of the time.")
 @click.option("--overwrite", is_flag=True, help="Replace this --version when the new one is complete.")
-@click.option("--format", type=click.Choice(["plain", "custom"]), default="plain", show_default=True)
-@click.option("--level", type=click.IntRange(0, 9), help="Compression of the custom format.")
+@click.option(
+    "--scope",
+    type=click.Choice(["database", "test-data"]),
+    default="database",
+    show_default=True,
+    help="Everything, or only the rows that are test data.",
+)
+@click.option(
+    "--format",
+    type=click.Choice(["plain", "custom", "json"]),
+    help="[default: plain; json for test-data]",
+)
+@click.option("--compression", type=click.Choice(["gzip"]), help="Compression of json.")
+@click.option("--level", type=click.IntRange(0, 9), help="Level of the custom format or of gzip.")
+@click.option("--marker", metavar="COLUMN", help="The column that marks test data.  [default: is_test_data]")
 @click.option("--clean", is_flag=True, help="Add DROP statements for psql by hand (see docs).")
 @click.option("--owners/--no-owners", default=True, show_default=True, help="Keep owners and grants.")
 @click.option("--tag", "tags", multiple=True, help="A free word; may be repeated.")
@@ -52,11 +74,23 @@ _allow_protected = click.option(
 )
 @_lock_wait
 @pass_session
-def create(session: Session, *, name: str, keep: int | None, lock_wait: float | None, **options: Any) -> None:
+def create(
+    session: Session,
+    *,
+    name: str,
+    scope: str,
+    format: str | None,  # noqa: A002 - the option's name
+    keep: int | None,
+    lock_wait: float | None,
+    **options: Any,
+) -> None:
     """Make a snapshot of a database.
 
-    It appears complete with its checksum, or not at all.
+    It appears complete with its checksum, or not at all. With --scope
+    test-data only the rows that are marked as test data go in, as JSON.
     """
+    options["scope"] = scope.replace("-", "_")
+    options["format"] = format or ("json" if scope == "test-data" else "plain")
     with session.manager(lock_wait_s=lock_wait) as manager, session.output.progress() as show:
         snapshot = manager.create_snapshot(name, progress=show, **options)
         deleted = manager.delete_old_snapshots(name, keep_count=keep) if keep else []
@@ -87,7 +121,10 @@ def create(session: Session, *, name: str, keep: int | None, lock_wait: float | 
 )
 @_name
 @click.option(
-    "--version", metavar="VERSION", help="A version, or the beginning of it.  [default: the newest valid one]"
+    "--version",
+    metavar="VERSION",
+    shell_complete=complete_version,
+    help="A version, or the beginning of it.  [default: the newest valid one]",
 )
 @click.option(
     "--strategy",
@@ -104,6 +141,15 @@ def create(session: Session, *, name: str, keep: int | None, lock_wait: float | 
 @click.option("--disconnect", is_flag=True, help="End other sessions of the database.")
 @click.option("--from-other-database", is_flag=True, help="Restore over another application's tables.")
 @click.option("--trust", is_flag=True, help="Take a file that has no manifest.")
+@click.option(
+    "--clean-existing/--no-clean-existing",
+    default=True,
+    show_default=True,
+    help="Of test data: delete the test rows that are there first.",
+)
+@click.option(
+    "--marker", metavar="COLUMN", help="Of test data: the column that marks it.  [default: as recorded]"
+)
 @click.option(
     "--keep-old-minutes",
     type=click.FloatRange(min=0),
@@ -184,7 +230,7 @@ def restore(
     ],
 )
 @_name
-@click.option("--version", metavar="VERSION", help="The version to delete.")
+@click.option("--version", metavar="VERSION", shell_complete=complete_version, help="The version to delete.")
 @click.option("--keep", type=click.IntRange(min=1), help="Delete all but the newest N.")
 @click.option("--all", "everything", is_flag=True, help="Delete every version of this name.")
 @_lock_wait
@@ -209,7 +255,7 @@ def delete(
     if [version is not None, keep is not None, everything].count(True) != 1:
         raise click.UsageError("give one of --version, --keep and --all")
     with session.manager(database=False, lock_wait_s=lock_wait) as manager:
-        doomed = _chosen(manager, name, version, keep)
+        doomed = _chosen(manager, session.snapshot_dir, name, version, keep)
         if not dry_run and doomed:
             if session.output.on_terminal and not yes:
                 _ask_delete(session, doomed)
@@ -226,7 +272,9 @@ def delete(
         session.output.say("nothing to delete")
 
 
-def _chosen(manager: SnapshotManager, name: str, version: str | None, keep: int | None) -> list[Snapshot]:
+def _chosen(
+    manager: SnapshotManager, directory: Path, name: str, version: str | None, keep: int | None
+) -> list[Snapshot]:
     from keikaku_snapshots.errors import SnapshotNotFoundError
 
     versions = manager.list_snapshots(name)
@@ -234,7 +282,7 @@ def _chosen(manager: SnapshotManager, name: str, version: str | None, keep: int 
         versions = [snapshot for snapshot in versions if snapshot.version == version]
     if not versions:
         which = f"{name!r} version {version!r}" if version else repr(name)
-        raise SnapshotNotFoundError(f"there is no snapshot {which}")
+        raise SnapshotNotFoundError(f"there is no snapshot {which}", found=f"in {directory.absolute()}")
     if keep is None:
         return versions
     valid = [snapshot for snapshot in versions if snapshot.is_valid]
@@ -272,14 +320,18 @@ def _find(manager: SnapshotManager, name: str, version: str | None, *, trust: bo
         return bare[0]
 
 
-def _replaced(session: Session) -> dict[str, int] | None:
-    """Count the rows that are in the database now; None when that takes too long."""
+def _replaced(session: Session, snapshot: Snapshot) -> dict[str, int] | None:
+    """Count the rows that a restore would replace; None when that takes too long or cannot be known."""
     from keikaku_snapshots.errors import OperationTimeoutError
     from keikaku_snapshots.postgres.catalog import row_counts
     from keikaku_snapshots.postgres.connect import connect
 
     try:
         with connect(session.url, statement_timeout_s=_COUNT_TIMEOUT_S) as connection:
+            if snapshot.format == "json":
+                from keikaku_snapshots.snapshots.rows_scope import replaced_rows
+
+                return replaced_rows(connection, snapshot)
             return row_counts(connection)
     except OperationTimeoutError:
         return None
@@ -294,14 +346,14 @@ def _replaced_in_words(counts: dict[str, int] | None) -> str:
 def _ask_restore(session: Session, snapshot: Snapshot) -> None:
     session.output.raw(f"  snapshot  {snapshot.name} {snapshot.version} ({size(snapshot.size_bytes)})")
     session.output.raw(f"  database  {session.url.location}")
-    session.output.raw(f"  replaces  {_replaced_in_words(_replaced(session))}")
+    session.output.raw(f"  replaces  {_replaced_in_words(_replaced(session, snapshot))}")
     session.output.confirm("Restore?")
 
 
 def _tell_restore(session: Session, manager: SnapshotManager, snapshot: Snapshot) -> None:
     """Do everything of a restore that changes nothing, and tell."""
     manager.verify_snapshot(snapshot.name, snapshot.version)
-    counts = _replaced(session)
+    counts = _replaced(session, snapshot)
     if session.output.as_json:
         session.output.document(
             {

@@ -11,7 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from keikaku_snapshots.errors import KeikakuError, SnapshotCorruptError, SnapshotNotFoundError
+from keikaku_snapshots.errors import (
+    JSONCorruptError,
+    KeikakuError,
+    SnapshotCorruptError,
+    SnapshotNotFoundError,
+)
 from keikaku_snapshots.snapshots.files import FileSystem, kind_of, read_regular
 from keikaku_snapshots.snapshots.manifest import Manifest, Snapshot
 from keikaku_snapshots.snapshots.names import (
@@ -203,7 +208,8 @@ class SnapshotDirectory:
             versions = ", ".join(item.version for item in found[:10])
             return SnapshotNotFoundError(what, found=f"{self.path} has these versions of it: {versions}.")
         lines = "\n".join(f"  {item.version}: {item.problem}" for item in found[:10])
-        kind = SnapshotCorruptError if any(item.manifest for item in found) else SnapshotNotFoundError
+        damaged = next((item for item in found if item.manifest), None)
+        kind = corrupt_error(damaged) if damaged else SnapshotNotFoundError
         return kind(
             f"there is no valid snapshot {name!r}", found=f"{self.path} has only damaged ones:\n{lines}"
         )
@@ -279,6 +285,11 @@ class SnapshotDirectory:
             problem=problem,
             format=format_of_suffix(parts.suffix)[0],
         )
+
+
+def corrupt_error(snapshot: Snapshot) -> type[SnapshotCorruptError]:
+    """Return the class of error for a damaged snapshot: the JSON of test data has its own words."""
+    return JSONCorruptError if snapshot.format == "json" else SnapshotCorruptError
 
 
 def canonical_name(snapshot: Snapshot | Manifest) -> str:

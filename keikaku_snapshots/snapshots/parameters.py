@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 from keikaku_snapshots.errors import ParameterTypeError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 #: Formats that can be made now.
-FORMATS = ("plain", "custom")
+FORMATS = ("plain", "custom", "json")
+#: What a snapshot can hold.
+SCOPES = ("database", "test_data")
 #: Names of the strategies of a restore.
 STRATEGIES = ("auto", "in_place", "swap")
 _ON_MISMATCH = ("warn", "error", "ignore")
@@ -24,10 +26,10 @@ def check_create(
     """Check the options of ``create_snapshot``.
 
     Args:
-        format_name: ``plain`` or ``custom``.
-        compression: None; nothing else is available.
-        level: 0 to 9, for ``custom``.
-        scope: ``database``.
+        format_name: ``plain``, ``custom`` or ``json``.
+        compression: None; ``gzip`` for ``json``.
+        level: 0 to 9, for ``custom`` and gzip.
+        scope: ``database``, or ``test_data`` with ``json``.
         jobs: 1.
         clean: For ``plain`` only.
 
@@ -36,8 +38,16 @@ def check_create(
     """
     if format_name not in FORMATS:
         raise UsageError(f"format {format_name!r} is not available", found=f"available: {', '.join(FORMATS)}")
-    if scope != "database":
-        raise UsageError(f"scope {scope!r} is not available", found="available: database")
+    if scope not in SCOPES:
+        raise UsageError(f"scope {scope!r} is not available", found=f"available: {', '.join(SCOPES)}")
+    if (format_name == "json") != (scope == "test_data"):
+        raise UsageError(
+            "format='json' and scope='test_data' go together",
+            found=f"format={format_name!r}, scope={scope!r}",
+        )
+    if format_name == "json":
+        _check_create_rows(compression, level, jobs, clean=clean)
+        return
     if compression is not None:
         raise UsageError(
             f"compression {compression!r} is not available",
@@ -56,16 +66,71 @@ def check_create(
         )
 
 
-def check_restore(
-    strategy: str, on_schema_mismatch: str, after_restore: Sequence[Any], *, clean_existing: bool
-) -> None:
+def _check_create_rows(compression: str | None, level: int | None, jobs: int, *, clean: bool) -> None:
+    if compression not in {None, "gzip"}:
+        raise UsageError(
+            f"compression {compression!r} is not available for format='json'", found="available: gzip"
+        )
+    if level is not None and compression is None:
+        raise UsageError("level needs compression='gzip'")
+    if level is not None and (type(level) is not int or not 0 <= level <= _HIGHEST_LEVEL):
+        raise UsageError(f"level must be a whole number from 0 to 9, not {level!r}")
+    if jobs != 1:
+        raise UsageError(f"jobs={jobs} is not available for format='json'", found="available: 1")
+    if clean:
+        raise UsageError("clean needs format='plain'", hint="A restore of test data deletes by itself.")
+
+
+def check_marker(marker: str | None, predicates: Mapping[str, str] | None, format_name: str) -> None:
+    """Check what says which rows are test data.
+
+    Args:
+        marker: Name of a column.
+        predicates: SQL conditions by table.
+        format_name: Format of the snapshot.
+
+    Raises:
+        ParameterTypeError: One of them has another type.
+        UsageError: They are for test data only, or empty.
+    """
+    if marker is None and predicates is None:
+        return
+    if format_name != "json":
+        raise UsageError("marker and predicates are for test data (scope='test_data')")
+    if marker is not None and not isinstance(marker, str):
+        raise ParameterTypeError(f"marker must be text, not {type(marker).__name__}")
+    if marker == "":
+        raise UsageError("marker is empty")
+    for key, text in (predicates or {}).items():
+        if not isinstance(key, str) or not isinstance(text, str):
+            raise ParameterTypeError("predicates must be SQL conditions (text) by table name (text)")
+        if not text.strip():
+            raise UsageError(f"the condition for table {key!r} is empty")
+
+
+def check_clean_existing(format_name: str, *, clean_existing: bool) -> None:
+    """Refuse to leave rows in place where all of the database is replaced.
+
+    Args:
+        format_name: Format of the snapshot.
+        clean_existing: What the caller asked for.
+
+    Raises:
+        UsageError: It is for test data only.
+    """
+    if not clean_existing and format_name != "json":
+        raise UsageError(
+            "clean_existing=False is for test-data snapshots", found=f"format of the snapshot: {format_name}"
+        )
+
+
+def check_restore(strategy: str, on_schema_mismatch: str, after_restore: Sequence[Any]) -> None:
     """Check the options of ``restore_snapshot``.
 
     Args:
         strategy: One of `STRATEGIES`.
         on_schema_mismatch: ``warn``, ``error`` or ``ignore``.
         after_restore: Empty; nothing else is available.
-        clean_existing: True.
 
     Raises:
         UsageError: One of them is not available.
@@ -83,8 +148,6 @@ def check_restore(
         raise UsageError(
             "after_restore is not available", hint="Run it yourself when restore_snapshot has returned."
         )
-    if not clean_existing:
-        raise UsageError("clean_existing=False is for test-data snapshots, which are not available")
 
 
 def check_number(label: str, value: object) -> None:

@@ -6,8 +6,8 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from keikaku_snapshots.errors import KeikakuError, LockBusyError, SnapshotCorruptError, SnapshotNotFoundError
-from keikaku_snapshots.snapshots.directory import SnapshotDirectory, canonical_name, identity
+from keikaku_snapshots.errors import KeikakuError, LockBusyError, SnapshotNotFoundError
+from keikaku_snapshots.snapshots.directory import SnapshotDirectory, canonical_name, corrupt_error, identity
 from keikaku_snapshots.snapshots.files import open_regular, translate_os_error
 from keikaku_snapshots.snapshots.hashing import FileHash, hash_descriptor
 from keikaku_snapshots.snapshots.lock import holders, wait_for_flock
@@ -53,18 +53,18 @@ class OpenSnapshot:
         """
         manifest = self.snapshot.manifest
         if manifest is None:
-            raise SnapshotCorruptError(
+            raise corrupt_error(self.snapshot)(
                 f"snapshot {self.snapshot} has no usable manifest",
                 found=f"{self.path}: {self.snapshot.problem}",
             )
         found = self.hash(progress=progress)
         if found.size_bytes != manifest.size_bytes:
-            raise SnapshotCorruptError(
+            raise corrupt_error(self.snapshot)(
                 f"snapshot {self.snapshot} does not have its size",
                 found=f"{self.path}: {found.size_bytes} bytes, the manifest says {manifest.size_bytes}.",
             )
         if found.sha256 != manifest.sha256:
-            raise SnapshotCorruptError(
+            raise corrupt_error(self.snapshot)(
                 f"snapshot {self.snapshot} was changed after it was made",
                 found=f"{self.path}: SHA-256 {found.sha256}, the manifest says {manifest.sha256}.",
             )
@@ -79,7 +79,7 @@ class OpenSnapshot:
         now, then = os.fstat(self._descriptor), self._status
         same = (now.st_size, now.st_mtime_ns) == (then.st_size, then.st_mtime_ns)
         if not same or identity(self.path) != (then.st_dev, then.st_ino):
-            raise SnapshotCorruptError(
+            raise corrupt_error(self.snapshot)(
                 f"snapshot {self.snapshot} changed while it was read", found=str(self.path)
             )
 
@@ -109,7 +109,7 @@ def _open_locked(
         if current is None:
             raise _gone(snapshot)
         if not current.is_valid and not (trust and current.manifest is None):
-            raise SnapshotCorruptError(
+            raise corrupt_error(current)(
                 f"snapshot {current} cannot be read", found=f"{current.path}: {current.problem}"
             )
         try:

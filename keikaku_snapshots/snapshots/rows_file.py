@@ -13,8 +13,10 @@ from keikaku_snapshots.errors import JSONCorruptError
 from keikaku_snapshots.snapshots.disk import ReserveWatcher
 from keikaku_snapshots.snapshots.files import translate_os_error
 from keikaku_snapshots.snapshots.hashing import FileHash
+from keikaku_snapshots.snapshots.rows_json import RowsReader
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
     from types import TracebackType
 
@@ -178,4 +180,27 @@ class RowsBytes:
         return JSONCorruptError(
             "the JSON file of the snapshot cannot be unpacked",
             found=f"{self._place}, near byte {self.position}: {reason}",
+        )
+
+
+def check_rows_file(descriptor: int, place: str, wanted: Mapping[str, int]) -> None:
+    """Read a JSON snapshot as a whole and count its rows.
+
+    Args:
+        descriptor: The open file.
+        place: What to call it in errors: its path.
+        wanted: Rows of each table as the manifest says.
+
+    Raises:
+        JSONCorruptError: It is broken, or has other rows.
+    """
+    found = {
+        name: sum(1 for _ in rows)
+        for name, rows in RowsReader(RowsBytes(descriptor, place).read, place).tables()
+    }
+    if found != dict(wanted):
+        lines = [f"{name}: {found.get(name, 0)} rows" for name in found.keys() | wanted.keys()]
+        raise JSONCorruptError(
+            "the JSON file has not the rows that its manifest says",
+            found="\n".join([place, *sorted(lines)]),
         )

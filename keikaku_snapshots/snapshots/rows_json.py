@@ -208,8 +208,7 @@ class RowsReader:
 
     def _string(self) -> str:
         while (match := _STRING.match(self._text, self._position)) is None:
-            if not _STRING_BEGUN.match(self._text, self._position) or not self._fill():
-                self._fail("a string has no end, or holds a control character that must be escaped")
+            self._go_on_with_string(0)
         text = match["text"]
         if "\\" in text:
             try:
@@ -236,7 +235,7 @@ class RowsReader:
             if match is None:
                 offset = len(self._text) - self._position
                 if not self._fill():
-                    self._fail("an object or array has no end")
+                    self._fail("an object or array has no end", at_end=True)
                 continue
             offset = match.start() - self._position
             if match.group() == '"':
@@ -259,10 +258,17 @@ class RowsReader:
 
     def _behind_string(self, offset: int) -> int:
         while (match := _STRING.match(self._text, self._position + offset)) is None:
-            if not _STRING_BEGUN.match(self._text, self._position + offset) or not self._fill():
-                self._advance(offset)
-                self._fail("a string has no end, or holds a control character that must be escaped")
+            self._go_on_with_string(offset)
         return match.end() - self._position
+
+    def _go_on_with_string(self, offset: int) -> None:
+        """Read on when a string is only cut; else it is broken."""
+        if not _STRING_BEGUN.match(self._text, self._position + offset):
+            self._advance(offset)
+            self._fail("a string has a control character or a line end, which must be escaped, or no end")
+        if not self._fill():
+            self._advance(offset)
+            self._fail("a string has no end", at_end=True)
 
     # -- characters ------------------------------------------------------------------
 
@@ -314,8 +320,8 @@ class RowsReader:
         self._line += lines
         self._column = len(dropped) - dropped.rfind("\n") if lines else self._column + len(dropped)
 
-    def _fail(self, problem: str) -> NoReturn:
-        at_end = self._position >= len(self._text) and not self._fill()
+    def _fail(self, problem: str, *, at_end: bool = False) -> NoReturn:
+        at_end = at_end or (self._position >= len(self._text) and not self._fill())
         self._count(self._text[: self._position])
         where = f"{self._place}: line {self._line}, column {self._column}"
         if at_end:

@@ -133,5 +133,6 @@ def _array(value: object) -> str:
         return str(value)
     if isinstance(value, list):
         return "{" + ",".join(_array(item) for item in value) + "}"
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if not isinstance(value, str):
+        raise ValueError("an object stands inside an array; write it as a string that holds JSON")  # noqa: TRY004
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -135,6 +135,16 @@ def test_a_version_is_overwritten_only_when_asked_and_only_by_a_complete_one(
         {"format": "custom", "level": 11},
         {"format": "custom", "level": True},
         {"format": "custom", "clean": True},
+        {"marker": "is_test_data"},
+        {"format": "json", "scope": "test_data", "compression": "lzma"},
+        {"format": "json", "scope": "test_data", "level": 3},
+        {"format": "json", "scope": "test_data", "compression": "gzip", "level": 10},
+        {"format": "json", "scope": "test_data", "clean": True},
+        {"format": "json", "scope": "test_data", "jobs": 2},
+        {"format": "json", "scope": "test_data", "marker": ""},
+        {"format": "json", "scope": "test_data", "marker": 1},
+        {"format": "json", "scope": "test_data", "predicates": {"a": " "}},
+        {"format": "json", "scope": "test_data", "predicates": {"a": 1}},
     ],
 )
 def test_what_is_not_available_is_refused_before_anything_is_done(
@@ -154,6 +164,7 @@ def test_what_is_not_available_is_refused_before_anything_is_done(
         {"on_schema_mismatch": "maybe"},
         {"after_restore": ["SELECT 1"]},
         {"clean_existing": False},
+        {"marker": "is_test_data"},
     ],
 )
 def test_a_restore_option_that_is_not_available_is_refused(
