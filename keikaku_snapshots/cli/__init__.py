@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from keikaku_snapshots.cli.groups import HelpfulGroup
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -42,7 +44,7 @@ COMMANDS = {
 }
 
 
-class LazyGroup(click.Group):
+class LazyGroup(HelpfulGroup):
     """A group that imports a command only when it is called or its own help is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -61,18 +63,6 @@ class LazyGroup(click.Group):
             raise TypeError(f"{module}.{attribute} is no command")
         return command
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Suggest a near name for a misspelt command."""
-        name = args[0]
-        if name not in COMMANDS and not name.startswith("-"):
-            import difflib
-
-            near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
-            ctx.fail(f"No such command {name!r}" + (f"; did you mean {near[0]}?" if near else ""))
-        return super().resolve_command(ctx, args)
-
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing one."""
         del ctx
@@ -90,6 +80,13 @@ def _print_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool
 
 @click.group(
     cls=LazyGroup,
+    # The mark keeps click from joining the lines behind it.
+    help="""Make realistic test data in PostgreSQL, freeze it, bring it back exactly.
+
+    \b
+      keikaku generate --scale medium       100 offices, snapshotted
+      keikaku restore medium_100_offices    the database as it was then
+    """,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="`keikaku COMMAND --help` shows examples. Exit codes: docs/reference/errors.md",
 )
@@ -102,12 +99,7 @@ def _print_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool
     help="Print the version and exit.",
 )
 def keikaku() -> None:
-    r"""Make realistic test data in PostgreSQL, freeze it, bring it back exactly.
-
-    \b
-      keikaku generate --scale medium       100 offices, snapshotted
-      keikaku restore medium_100_offices    the database as it was then
-    """
+    """Hold the commands."""
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "keikaku") -> None:

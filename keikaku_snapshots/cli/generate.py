@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from keikaku_snapshots.generate import GeneratedSnapshot
 
 
+def _complete_scale(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    return [scale for scale in ("small", "medium", "large", "xlarge") if scale.startswith(incomplete)]
+
+
 @click.command(
     "generate",
     cls=Command,
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
     "--scale",
     default="medium",
     show_default=True,
+    shell_complete=_complete_scale,
     help="How much: small, medium, large, xlarge, or your own.",
 )
 @click.option("--dataset", default="keikaku", show_default=True, help="A name, or package.module:attribute.")

@@ -6,6 +6,7 @@ document, between colour and none, between a progress bar and lines.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import logging
@@ -125,12 +126,27 @@ class Output:
         """Print the one JSON document of this command; a second one is left out."""
         if not self._documented:
             self._documented = True
-            click.echo(json.dumps(plain(value), ensure_ascii=False, indent=2))
+            self._print(json.dumps(plain(value), ensure_ascii=False, indent=2))
 
     def data(self, text: str) -> None:
         """Print a line that was asked for, such as a row of a list; not with --json."""
         if not self.as_json:
+            self._print(text)
+
+    @staticmethod
+    def _print(text: str) -> None:
+        try:
             click.echo(text)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            from keikaku_snapshots.errors import DiskFullError
+
+            raise DiskFullError(
+                "the output cannot be written",
+                found=str(error.strerror),
+                hint="Free space where the output goes; the command's own work was done.",
+            ) from error
 
     def table(
         self, headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozenset[int] = frozenset()
@@ -202,8 +218,14 @@ class Output:
 
         Raises:
             Declined: The answer was not yes.
+            click.Abort: Ctrl-C or the end of the input was the answer.
         """
-        if not click.confirm(self.redact(question), default=False, err=True):
+        try:
+            confirmed = click.confirm(self.redact(question), default=False, err=True)
+        except click.Abort:
+            click.echo(err=True)  # the message begins on a line of its own
+            raise
+        if not confirmed:
             raise Declined
 
     def _words(self, level: str, text: str) -> None:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from rich.progress import ProgressColumn, TaskID
 
     from keikaku_snapshots.progress import Progress, ProgressCallback
 
 #: Longest silence without a terminal, in seconds (A11); a log without a line
 #: for longer looks like a hang.
 LINE_INTERVAL_S = 10.0
+
+#: Below this width there is no room for bar and rate beside the longest step.
+NARROW_CELLS = 80
 
 
 @contextmanager
@@ -118,6 +123,28 @@ def _amount(count: int, unit: str) -> str:
     return f"{count:,} {unit}"
 
 
+def bar_columns(width_cells: int) -> list[ProgressColumn]:
+    """Choose what a line of progress shows.
+
+    Args:
+        width_cells: Width of the terminal.
+
+    Returns:
+        On a narrow one neither bar nor rate, so that the numbers stay whole.
+    """
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    narrow = width_cells < NARROW_CELLS
+    amount = "{task.fields[count]}" if narrow else "{task.fields[amount]}"
+    columns: list[ProgressColumn] = [SpinnerColumn(finished_text="✓"), TextColumn("{task.description}")]
+    if not narrow:
+        columns.append(BarColumn(bar_width=16))
+    columns.append(TextColumn(amount, style="cyan", table_column=Column(no_wrap=True)))
+    columns.append(TimeRemainingColumn(compact=True, elapsed_when_finished=True))
+    return columns
+
+
 @contextmanager
 def bars() -> Iterator[ProgressCallback]:
     """One bar for each step, on stderr.
@@ -126,43 +153,22 @@ def bars() -> Iterator[ProgressCallback]:
         The callback for the library.
     """
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        ProgressColumn,
-        SpinnerColumn,
-        Task,
-        TaskID,
-        TextColumn,
-        TimeRemainingColumn,
-    )
     from rich.progress import Progress as RichProgress
-    from rich.table import Column
-    from rich.text import Text
 
-    class Amount(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text(str(task.fields.get("amount", "")), style="cyan")
-
-    columns = [
-        SpinnerColumn(finished_text="✓"),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=16),
-        Amount(table_column=Column(no_wrap=True)),
-        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-    ]
+    console = Console(stderr=True)
     tasks: dict[str, TaskID] = {}
-    with RichProgress(*columns, console=Console(stderr=True), transient=False) as display:
+    with RichProgress(*bar_columns(console.width), console=console, transient=False) as display:
 
         def show(progress: Progress) -> None:
-            if progress.step not in tasks:
-                tasks[progress.step] = display.add_task(progress.step, total=progress.total)
             # A step that had nothing to do is finished all the same.
             done = max(progress.done, 1) if progress.finished else progress.done
-            display.update(
-                tasks[progress.step],
-                completed=done,
-                total=done if progress.finished else progress.total,
-                amount=amount_and_rate(progress),
-            )
+            total = done if progress.finished else progress.total
+            words: dict[str, Any] = {
+                "amount": amount_and_rate(progress),
+                "count": _amount(progress.done, progress.unit),
+            }
+            if progress.step not in tasks:
+                tasks[progress.step] = display.add_task(progress.step, total=total, **words)
+            display.update(tasks[progress.step], completed=done, total=total, **words)
 
         yield show

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from keikaku_snapshots.cli.output import Declined, Output
+from keikaku_snapshots.cli.output import Output
 from keikaku_snapshots.errors import KeikakuError
 
 if TYPE_CHECKING:
@@ -24,6 +24,9 @@ _SIGNAL_BASE = 128
 
 #: The variable by which a shell asks what TAB completes.
 _COMPLETE = "_KEIKAKU_COMPLETE"
+
+#: What whoever interrupts wants to know first.
+LEFT = "no database and no snapshot is half changed"
 
 #: Where an unexpected error is reported.
 REPORT = "please report it with the output of the same command with -v"
@@ -48,6 +51,7 @@ def run(command: click.Command, arguments: list[str], program: str) -> int:
     Returns:
         The exit code.
     """
+    _open_missing_streams()
     output = Output.from_arguments(arguments)
     if _COMPLETE in os.environ:
         from click.shell_completion import shell_complete
@@ -69,6 +73,25 @@ def run(command: click.Command, arguments: list[str], program: str) -> int:
     finally:
         _settle_stdout()
     return result if isinstance(result, int) else 0
+
+
+def _open_missing_streams() -> None:
+    """Put /dev/null where the caller closed a standard stream.
+
+    Python makes the stream None, and the next file that is opened gets its
+    number: what a library writes to stderr would then be in that file.
+    """
+    missing = [name for name in ("stdin", "stdout", "stderr") if getattr(sys, name) is None]
+    if not missing:
+        return
+    highest = 2
+    descriptor = os.open(os.devnull, os.O_RDWR)
+    while descriptor <= highest:
+        os.set_inheritable(descriptor, True)
+        descriptor = os.open(os.devnull, os.O_RDWR)
+    os.close(descriptor)
+    for name in missing:
+        setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: PTH123, SIM115 - as long as the process
 
 
 def _settle_stdout() -> None:
@@ -110,13 +133,14 @@ def present(error: BaseException, output: Output) -> int:
         error = error.__context__
     if isinstance(error, _Terminated):
         name = signal.Signals(error.number).name
-        return _present(output, _SIGNAL_BASE + error.number, "Terminated", f"stopped by {name}")
-    if isinstance(error, Declined):
+        return _present(output, _SIGNAL_BASE + error.number, "Terminated", f"stopped by {name}", found=LEFT)
+    # Ctrl-C at a question (Abort) is an answer too.
+    if isinstance(error, click.Abort):
         return _present(
             output, _SIGNAL_BASE + signal.SIGINT, "Declined", "not confirmed, nothing was changed"
         )
-    if isinstance(error, KeyboardInterrupt | click.Abort):
-        return _present(output, _SIGNAL_BASE + signal.SIGINT, "Interrupted", "interrupted")
+    if isinstance(error, KeyboardInterrupt):
+        return _present(output, _SIGNAL_BASE + signal.SIGINT, "Interrupted", "interrupted", found=LEFT)
     if isinstance(error, click.UsageError):
         return _present(output, 2, "UsageError", _usage_text(error), hint=_usage_hint(error))
     if isinstance(error, click.ClickException):

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from keikaku_snapshots.cli.groups import HelpfulGroup
 from keikaku_snapshots.cli.session import (
     EMBEDDED_DATABASE,
     EMBEDDED_DIRECTORY,
@@ -31,7 +32,7 @@ _major = click.option(
 )
 
 
-@click.group("server")
+@click.group("server", cls=HelpfulGroup)
 def server() -> None:
     """Start, stop and look at the embedded PostgreSQL.
 
@@ -112,6 +113,7 @@ def status(session: Session, directory: str, major: int) -> None:
 @server.command(
     "url",
     cls=Command,
+    short_help="Print the URL of a database, with its password.",
     database=False,
     examples=[('psql "$(keikaku server url)"', "Look into the database by hand.")],
 )

@@ -14,6 +14,8 @@ from keikaku_snapshots.cli.output import Output
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from click.shell_completion import CompletionItem
+
     from keikaku_snapshots.config import Settings
     from keikaku_snapshots.postgres.url import DatabaseURL
     from keikaku_snapshots.snapshots.manager import SnapshotManager
@@ -50,6 +52,10 @@ class Session:
             self.output.warn(warning)
         directory = self._options.get("snapshot_dir")
         if directory is not None:
+            if Path(directory) == Path():
+                raise click.UsageError(
+                    "--snapshot-dir must name a directory, got an empty text or the working directory itself"
+                )
             return dataclasses.replace(loaded.settings, snapshot_dir=Path(directory))
         return loaded.settings
 
@@ -242,9 +248,17 @@ def common_options() -> list[click.Option]:
         ),
         option("--embedded", is_flag=True, help="Use the embedded PostgreSQL of this directory."),
         option(
-            "--snapshot-dir", metavar="DIR", help="Directory of the snapshots. [env: KEIKAKU_SNAPSHOT_DIR]"
+            "--snapshot-dir",
+            metavar="DIR",
+            shell_complete=_leave_to_shell("dir"),
+            help="Directory of the snapshots. [env: KEIKAKU_SNAPSHOT_DIR]",
         ),
-        option("--config", metavar="FILE", help="Configuration file. [env: KEIKAKU_CONFIG]"),
+        option(
+            "--config",
+            metavar="FILE",
+            shell_complete=_leave_to_shell("file"),
+            help="Configuration file. [env: KEIKAKU_CONFIG]",
+        ),
         option(
             "--json", "as_json", is_flag=True, help="Print one JSON document on stdout; words go to stderr."
         ),
@@ -269,6 +283,29 @@ def complete_snapshot_name(context: click.Context, _parameter: click.Parameter, 
     Returns:
         Names that begin so; none when the directory cannot be read.
     """
+    return sorted({name for name, _ in _on_disk(context) if name.startswith(incomplete)})
+
+
+def complete_version(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Offer the versions of the name that was typed, newest first.
+
+    Args:
+        context: The command line so far.
+        incomplete: What is typed of the version.
+
+    Returns:
+        Versions that begin so; none when the directory cannot be read.
+    """
+    # An option that still waits for its value keeps click from filling in the arguments.
+    wanted = context.params.get("name") or next(iter(context.args), None)
+    versions = {
+        version for name, version in _on_disk(context) if name == wanted and version.startswith(incomplete)
+    }
+    return sorted(versions, reverse=True)
+
+
+def _on_disk(context: click.Context) -> list[tuple[str, str]]:
+    """Name and version of what lies in the directory, without opening any of it."""
     directory = Path(
         context.meta.get(_META + "snapshot_dir") or os.environ.get("KEIKAKU_SNAPSHOT_DIR") or "snapshots"
     )
@@ -278,5 +315,16 @@ def complete_snapshot_name(context: click.Context, _parameter: click.Parameter, 
         files = [file.name for file in directory.iterdir()]
     except OSError:
         return []
-    names = {match[1] for file in files if (match := re.match(r"([A-Za-z0-9][\w.-]*?)_\d{8}_\d{6}", file))}
-    return sorted(name for name in names if name.startswith(incomplete))
+    found = (re.match(r"([A-Za-z0-9][\w.-]*?)_(\d{8}_\d{6}(?:_\d+)?)\.", file) for file in files)
+    return [(match[1], match[2]) for match in found if match]
+
+
+def _leave_to_shell(kind: str) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem]]:
+    def complete(
+        _context: click.Context, _parameter: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type=kind)]
+
+    return complete

@@ -367,7 +367,7 @@ class TestSignals:
     def test_a_signal_cleans_up_and_has_its_code(
         self, number: signal.Signals, code: int, words: str, tmp_path: Path
     ) -> None:
-        """`finally` runs, one line says why, the code is 128 and the number."""
+        """`finally` runs, the words say why and what is left, the code is 128 and the number."""
         process = subprocess.Popen(
             [sys.executable, self._sleeper(tmp_path)],
             env={"PYTHONPATH": str(ROOT)},
@@ -381,7 +381,7 @@ class TestSignals:
         out, err = process.communicate(timeout=20)
 
         assert (process.returncode, out) == (code, "cleaned up\n")
-        assert err == f"error: {words}\n"
+        assert err == f"error: {words}\n  no database and no snapshot is half changed\n"
 
     def test_a_reader_that_leaves_is_no_error_message(self, tmp_path: Path) -> None:
         """`keikaku … | head -1` ends silently with 141, as SIGPIPE would."""
