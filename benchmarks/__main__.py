@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import generation, memory, snapshots, startup
+from benchmarks import comparison, generation, memory, snapshots, startup
 from benchmarks.measure import Result, table, write_report
 from keikaku_snapshots.postgres.embedded import EmbeddedServer
 from keikaku_snapshots.postgres.tools import find_tools
@@ -40,6 +40,8 @@ def main() -> int:
                 url = server.url(f"bench_{name}", create=True)
                 report(generation.against_copy(url, tools, folder, name, options.runs))
             report(generation.against_orm(server.url("bench_orm", create=True), options.runs))
+            url = server.url("bench_compare", create=True)
+            report(comparison.two_hundred_thousand_rows(url, folder, options.runs))
             for name in ["large"] if options.quick else ["large", "xlarge"]:
                 url = server.url(f"bench_{name}", create=True)
                 if name == "xlarge":

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import psycopg
 from psycopg import sql
 
-from keikaku_snapshots.errors import SnapshotCorruptError
+from keikaku_snapshots.errors import SnapshotCorruptError, UsageError
 from keikaku_snapshots.postgres import catalog
 from keikaku_snapshots.postgres.connect import connect, server_info, translated
 from keikaku_snapshots.postgres.tools import (
@@ -119,9 +119,15 @@ def snapshot_side(
         The side; its rows can be read inside the block.
 
     Raises:
+        UsageError: It holds no whole database.
         SnapshotCorruptError: The file is damaged.
     """
     snapshot = opened.snapshot
+    if snapshot.format not in {"plain", "custom"} or (snapshot.manifest and snapshot.manifest.compression):
+        raise UsageError(
+            f"snapshot {snapshot} cannot be compared",
+            found=f"{opened.path.name}: only the formats plain and custom can",
+        )
     check_shape(opened.fileno(), snapshot.format, opened.path.name)
     opened.check()
     manifest = snapshot.manifest
