@@ -16,6 +16,7 @@ from keikaku_snapshots.postgres.filters import USER_SCHEMA, not_extension_member
 
 if TYPE_CHECKING:
     from keikaku_snapshots.postgres.connect import Connection
+    from keikaku_snapshots.snapshots.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +225,20 @@ def _grantee(name: str | None) -> sql.Composable:
     return sql.SQL("PUBLIC") if name is None else sql.Identifier(name)
 
 
+def drop_public(connection: Connection, manifest: Manifest) -> None:
+    """Drop ``public`` where the snapshot had none: every new database has it, and no dump says so.
+
+    Args:
+        connection: The restored database, or the transaction that restores it.
+        manifest: What the snapshot held.
+
+    Raises:
+        psycopg.Error: An extension lives in it.
+    """
+    if manifest.schema_objects and "schema public" not in manifest.schema_objects:
+        connection.execute("DROP SCHEMA IF EXISTS public")
+
+
 def _reset_public(connection: Connection) -> None:
     """Give ``public`` the comment and grants of a new database, which a dump takes for granted."""
     row = connection.execute(
@@ -236,7 +251,8 @@ def _reset_public(connection: Connection) -> None:
         """
     ).fetchone()
     if row is None:
-        connection.execute("CREATE SCHEMA public")
+        # The dump takes the owner of a new database's for granted, too.
+        connection.execute("CREATE SCHEMA public AUTHORIZATION pg_database_owner")
         connection.execute("GRANT USAGE ON SCHEMA public TO PUBLIC")
         connection.execute("COMMENT ON SCHEMA public IS 'standard public schema'")
         return

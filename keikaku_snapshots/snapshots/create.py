@@ -15,7 +15,7 @@ from keikaku_snapshots.postgres.connect import connect, is_transient, retrying, 
 from keikaku_snapshots.postgres.tools import Tools, find_tools
 from keikaku_snapshots.snapshots.disk import check_space, estimate_bytes
 from keikaku_snapshots.snapshots.dump import Dump, DumpOptions, take_dump
-from keikaku_snapshots.snapshots.guards import check_create_identity
+from keikaku_snapshots.snapshots.guards import check_create_identity, check_row_security
 from keikaku_snapshots.snapshots.manifest import Manifest, Snapshot
 from keikaku_snapshots.snapshots.names import suffix_of
 
@@ -132,6 +132,7 @@ class Create:
         with translated(self._url, "looking at the database"):
             tables = [table.name.text for table in catalog.tables(connection) if table.holds_rows]
             size = catalog.database_size_bytes(connection)
+            check_row_security(connection, self._url)
         earlier = [
             item.manifest for item in self._store.list(name) if item.is_valid and item.manifest is not None
         ]

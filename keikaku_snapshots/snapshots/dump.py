@@ -146,6 +146,8 @@ def take_dump(
             owners=options.owners,
             clean=options.clean,
             exclude_schemas=our_schemas,
+            # Its bytes need not be valid in any encoding.
+            encoding="SQL_ASCII" if server_info(connection).encoding == "SQL_ASCII" else None,
             sync=False,  # the store syncs the file when it publishes it
             pass_fds=(stage.fileno(), *pass_fds),
             watch=watcher,

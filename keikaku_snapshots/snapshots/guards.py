@@ -14,6 +14,7 @@ from keikaku_snapshots.errors import (
 )
 from keikaku_snapshots.postgres import catalog
 from keikaku_snapshots.postgres.databases import obstacles_to_writing
+from keikaku_snapshots.postgres.filters import USER_SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -81,13 +82,15 @@ def check_identity(manifest: Manifest, tables: Collection[str], url: DatabaseURL
     Raises:
         OtherDatabaseError: Fewer than half of the snapshot's tables are there.
     """
-    if allowed or same_application(manifest.row_counts, tables):
+    # A snapshot without tables says nothing of its application, and would empty any database.
+    is_ours = bool(manifest.row_counts or not tables) and same_application(manifest.row_counts, tables)
+    if allowed or is_ours:
         return
     only_here = sorted(set(tables) - set(manifest.row_counts))
     raise OtherDatabaseError(
         f"the database {url.database!r} holds another application's tables",
         found=f"Snapshot {manifest.name} {manifest.version} was made of "
-        f"{manifest.database!r}: {_some(manifest.row_counts)}\n"
+        f"{manifest.database!r}: {_some(manifest.row_counts) or 'no tables'}\n"
         f"Database {url.location}: {_some(only_here)}",
     )
 
@@ -150,6 +153,37 @@ def check_writing(connection: Connection, url: DatabaseURL, encoding: str) -> No
             found="\n".join([*reasons, f"Database: {url.location}"]),
             hint="Restore into a database with ENCODING 'UTF8'.",
         )
+
+
+def check_row_security(connection: Connection, url: DatabaseURL) -> None:
+    """Refuse to dump tables whose rows are hidden from the role, before pg_dump does (FAULTS 18).
+
+    Args:
+        connection: The database.
+        url: Its URL.
+
+    Raises:
+        AccessDeniedError: Row security holds for the role.
+    """
+    rows = connection.execute(
+        "SELECT c.oid::pg_catalog.regclass::text, c.relforcerowsecurity"  # noqa: S608 - constants
+        " FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+        f" WHERE c.relrowsecurity AND c.relkind IN ('r', 'p') AND {USER_SCHEMA}"
+        " AND pg_catalog.row_security_active(c.oid) ORDER BY c.oid"
+    ).fetchall()
+    if not rows:
+        return
+    names = [name if "." in name else f"public.{name}" for name, _ in rows]
+    forced = [name for name, (_, is_forced) in zip(names, rows, strict=True) if is_forced]
+    hint = "Use a superuser or a role with BYPASSRLS (ALTER ROLE … BYPASSRLS)"
+    if forced:
+        hint += f"; or, as the owner: ALTER TABLE {forced[0]} NO FORCE ROW LEVEL SECURITY"
+    raise AccessDeniedError(
+        f"row security hides rows from role {url.user!r}, so a snapshot would not be complete",
+        found=f"{_some(names)}\nDatabase: {url.location}",
+        hint=f"{hint}.",
+        tables=names,
+    )
 
 
 def drift(manifest: Manifest, now: catalog.Fingerprint, heads: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,13 +19,21 @@ from psycopg import sql
 
 from keikaku_snapshots.errors import (
     DatabaseInUseError,
+    KeikakuError,
     OutcomeUnknownError,
+    RestoreFailedError,
     UnsafeRestoreError,
 )
 from keikaku_snapshots.postgres import catalog
 from keikaku_snapshots.postgres.connect import connect
-from keikaku_snapshots.postgres.filters import USER_SCHEMA
-from keikaku_snapshots.snapshots.clear import OwnObject, drop_everything, kept_schemas, own_objects
+from keikaku_snapshots.postgres.filters import USER_SCHEMA, not_extension_member
+from keikaku_snapshots.snapshots.clear import (
+    OwnObject,
+    drop_everything,
+    drop_public,
+    kept_schemas,
+    own_objects,
+)
 from keikaku_snapshots.snapshots.counts import compare_counts
 from keikaku_snapshots.snapshots.dump import ownership_digest
 from keikaku_snapshots.snapshots.load import Loader, RoleRights, Script, restore_failed
@@ -46,6 +55,8 @@ LOCK_TIMEOUT_S = 3.0
 _SCHEMA = re.compile(rb'CREATE SCHEMA (?:"((?:[^"]|"")+)"|([^\s;"]+));\Z')
 #: Of an object that stays where it is only these are touched when rows are replaced.
 _HOLDERS_OF_ROWS = frozenset({"table", "sequence", "materialized view"})
+#: Seconds to wait until the server has noticed that a connection is gone.
+_OUTCOME_S = 5.0
 _BUSY = frozenset({"55P03", "40P01"})
 
 _HOLDERS = """
@@ -62,6 +73,14 @@ ORDER BY 1
 _RELATIONS = f"""
 SELECT count(*) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE ({USER_SCHEMA} OR n.nspname = 'pg_toast') AND c.oid >= 16384
+"""  # noqa: S608 - constants of this package
+#: Tables and sequences whose own owner has taken the right to fill them from himself.
+_UNWRITABLE = f"""
+SELECT count(*) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE {USER_SCHEMA} AND {not_extension_member("pg_class", "c.oid")} AND CASE
+  WHEN c.relkind IN ('r', 'p') THEN NOT (
+    pg_catalog.has_table_privilege(c.oid, 'INSERT') AND pg_catalog.has_table_privilege(c.oid, 'TRUNCATE'))
+  WHEN c.relkind = 'S' THEN NOT pg_catalog.has_sequence_privilege(c.oid, 'UPDATE') ELSE false END
 """  # noqa: S608 - constants of this package
 _LOCK_TABLE = """
 SELECT current_setting('max_locks_per_transaction')::bigint
@@ -144,6 +163,7 @@ def _in_transaction(
             drop_everything(connection, objects, kept)
             loader.run(_full(script, parts, kept))
             if manifest is not None:
+                drop_public(connection, manifest)
                 compare_counts(connection, manifest)
     except psycopg.Error as error:
         connection.close()
@@ -184,6 +204,8 @@ def _rows_suffice(
     now = catalog.fingerprint(connection)
     if now.major != manifest.server_major or now.digest != manifest.schema_fingerprint:
         return False, ""
+    if _number(connection, _UNWRITABLE):
+        return False, ""  # the full form makes them anew and takes the owner's rights away last
     if not manifest.owners or ownership_digest(connection) == manifest.ownership_digest:
         return True, ""
     out_of_reach = rights.missing | (rights.unreachable & script.owner_roles())
@@ -271,6 +293,7 @@ def commit(connection: Connection, url: DatabaseURL) -> None:
         RestoreFailedError: A deferred constraint refused; nothing was changed.
         OutcomeUnknownError: The connection was lost meanwhile.
     """
+    row = connection.execute("SELECT pg_catalog.pg_current_xact_id()::text").fetchone()
     try:
         connection.commit()
     except psycopg.Error as error:
@@ -278,11 +301,37 @@ def commit(connection: Connection, url: DatabaseURL) -> None:
             raise restore_failed(
                 error, url, f"restoring into {url.database} was refused at its end"
             ) from error
+        connection.close()
+        outcome = _outcome(url, str(row[0]) if row else "")
+        if outcome == "committed":
+            log.warning("the connection was lost at COMMIT; the server says that it is done")
+            return
+        if outcome == "aborted":
+            what = f"restoring into {url.database} was rolled back: the connection was lost at its end"
+            raise RestoreFailedError(what, found=f"Database: {url.location}", transient=True) from error
         raise OutcomeUnknownError(
             f"the connection was lost while the restore of {url.database} was being committed",
             found=f"Database: {url.location}",
             hint="Look into the database: it is either as before or restored. Restoring again is safe.",
         ) from error
+
+
+def _outcome(url: DatabaseURL, transaction: str) -> str:
+    """Ask the server what became of a transaction whose COMMIT was not answered; empty if nobody knows."""
+    try:
+        with connect(url, autocommit=True, statement_timeout_s=5) as connection:
+            deadline = time.monotonic() + _OUTCOME_S
+            while True:
+                row = connection.execute(
+                    "SELECT pg_catalog.pg_xact_status(%s::xid8)", [transaction]
+                ).fetchone()
+                status = str(row[0]) if row else ""
+                if status != "in progress" or time.monotonic() > deadline:
+                    return status
+                time.sleep(0.05)
+    except (psycopg.Error, KeikakuError):
+        log.debug("the outcome of the restore could not be asked for", exc_info=True)
+        return ""
 
 
 def _analyze(connection: Connection) -> None:

@@ -42,6 +42,13 @@ _OWNED = re.compile(
 )
 _GRANTEE = re.compile(rb" (?:TO|FROM) (?P<role>" + _IDENTIFIER + rb")(?: WITH GRANT OPTION)?;\Z")
 _DEFAULT_OF = re.compile(rb"ALTER DEFAULT PRIVILEGES FOR ROLE (?P<role>" + _IDENTIFIER + rb")")
+_ROLES = rb" TO (?P<roles>" + _IDENTIFIER + rb"(?:, " + _IDENTIFIER + rb")*)(?= USING \(| WITH CHECK \(|;)"
+_POLICY = re.compile(
+    rb"CREATE POLICY " + _IDENTIFIER + rb" ON " + _IDENTIFIER + rb"\." + _IDENTIFIER
+    + rb"(?: AS RESTRICTIVE)?(?: FOR [A-Z]+)?" + _ROLES
+)  # fmt: skip
+_MAPPING = re.compile(rb"CREATE USER MAPPING FOR (?P<role>" + _IDENTIFIER + rb") SERVER ")
+_ENCODING = re.compile(rb"SET client_encoding = '(?P<name>\w+)';\Z")
 _SESSION_ROLE = re.compile(rb"SET SESSION AUTHORIZATION (?P<role>" + _IDENTIFIER + rb");\Z")
 #: What a role that is not the owner needs so that it is not locked out.
 _GRANTABLE = {
@@ -190,6 +197,7 @@ class Loader:
         self._skipping_session_role = False
         self._lost: dict[str, set[str]] = {}
         self._extra: list[str] = []
+        self._encoding = "UTF8"
         #: The statement that runs now or failed, for messages.
         self.current = ""
 
@@ -212,6 +220,7 @@ class Loader:
             psycopg.Error: The server refused one; `current` says which.
         """
         cursor = self._connection.cursor()
+        self._speak(self._encoding)
         for part in parts:
             self.current = self._script.label(part)
             if part.kind is Kind.COPY:
@@ -229,6 +238,12 @@ class Loader:
             if self._progress is not None:
                 self._progress(max(part.end, part.data_end))
         self.current = ""
+        self._speak("UTF8")
+
+    def _speak(self, encoding: str) -> None:
+        """A dump of an SQL_ASCII database is in no encoding; our own questions are always UTF-8."""
+        if self._encoding != "UTF8":
+            self._connection.execute(f"SET client_encoding = '{encoding}'")  # a word of the dump, \w+
 
     def _copy(self, cursor: psycopg.Cursor[Any], part: Part) -> None:
         text = self._script.text(part)
@@ -251,15 +266,39 @@ class Loader:
 
     def _statement(self, cursor: psycopg.Cursor[Any], text: bytes) -> None:
         role = _SESSION_ROLE.match(text)
-        if role is not None and not self._rights.is_superuser:
-            # Only a superuser may grant as somebody else.
+        if role is not None and (not self._rights.is_superuser or _role(role) in self._rights.missing):
+            # Only a superuser may grant as somebody else, and nobody as a role that does not exist.
             self._lose(_role(role), "grants that another role gave")
             self._skipping_session_role = True
             return
         if text.startswith(b"RESET SESSION AUTHORIZATION") and self._skipping_session_role:
             self._skipping_session_role = False
             return
-        cursor.execute(text)
+        encoding = _ENCODING.match(text)
+        if encoding is not None:
+            self._encoding = encoding["name"].decode()
+        if self._rights.missing:
+            text = self._without_missing_roles(text)
+        if text:
+            cursor.execute(text)
+
+    def _without_missing_roles(self, text: bytes) -> bytes:
+        """A policy or user mapping of a role that does not exist concerns nobody; empty: leave it out."""
+        mapping = _MAPPING.match(text)
+        if mapping is not None and _role(mapping) in self._rights.missing:
+            self._lose(_role(mapping), "user mapping, does not exist here")
+            return b""
+        policy = _POLICY.match(text)
+        if policy is None:
+            return text
+        roles = re.findall(_IDENTIFIER, policy["roles"])
+        kept = [role for role in roles if _name(role) not in self._rights.missing]
+        for role in roles:
+            if role not in kept:
+                self._lose(_name(role), "row security policy, does not exist here")
+        if not kept:
+            return b""
+        return text[: policy.start("roles")] + b", ".join(kept) + text[policy.end("roles") :]
 
     def _owner(self, text: bytes) -> None:
         owned = _OWNED.match(text)
@@ -336,7 +375,11 @@ class Loader:
 
 
 def _role(match: re.Match[bytes]) -> str:
-    text = match["role"].decode("utf-8", "replace")
+    return _name(match["role"])
+
+
+def _name(identifier: bytes) -> str:
+    text = identifier.decode("utf-8", "replace")
     return text[1:-1].replace('""', '"') if text.startswith('"') else text
 
 

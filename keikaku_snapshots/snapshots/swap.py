@@ -19,6 +19,7 @@ from keikaku_snapshots.errors import KeikakuError, UnsafeRestoreError
 from keikaku_snapshots.postgres import databases
 from keikaku_snapshots.postgres.connect import connect
 from keikaku_snapshots.snapshots.analyze import AnalyzeBeside, analyze
+from keikaku_snapshots.snapshots.clear import drop_public
 from keikaku_snapshots.snapshots.counts import compare_counts
 from keikaku_snapshots.snapshots.load import Loader, RoleRights, Script, restore_failed
 
@@ -164,6 +165,7 @@ def _fill(
             loader.run(script.stream(clean=manifest is None or manifest.clean))
             # The dump set the search path and more; the rest needs names with schemas only.
             if manifest is not None:
+                drop_public(connection, manifest)
                 compare_counts(connection, manifest)
             analyze(connection, beside.finish())
     except psycopg.Error as error:
