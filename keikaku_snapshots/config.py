@@ -269,7 +269,9 @@ def _validate(data: dict[str, Any], overrides: Mapping[str, str], problems: list
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False)
         problems.extend(_sentence(detail, overrides) for detail in details)
+        _check_scales(data.get("scales"), problems)
         return None
+    _check_scales(data.get("scales"), problems)
     _check_together(settings, problems)
     return settings
 
@@ -281,14 +283,18 @@ def _check_together(settings: Settings, problems: list[str]) -> None:
         for path in ("snapshot_dir", "pg_bin")
         if getattr(settings, path) == Path()
     )
-    for name, scale in settings.scales.items():
-        if (scale.offices is None) == (scale.units is None):
-            problems.append(f"scales.{name}: needs one of offices and units")
     if settings.retry.wait_min_s > settings.retry.wait_max_s:
         problems.append(
             f"retry.wait_min_s: must not be longer than wait_max_s, "
             f"got {settings.retry.wait_min_s:g} and {settings.retry.wait_max_s:g}"
         )
+
+
+def _check_scales(scales: Any, problems: list[str]) -> None:
+    """Find scales without a size or with two; in the raw data, because other problems leave no settings."""
+    for name, scale in scales.items() if isinstance(scales, dict) else ():
+        if isinstance(scale, dict) and (scale.get("offices") is None) == (scale.get("units") is None):
+            problems.append(f"scales.{name}: needs one of offices and units")
 
 
 def _json_ready(data: Any, path: str, problems: list[str]) -> Any:

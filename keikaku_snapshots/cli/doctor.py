@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from keikaku_snapshots.cli.output import size
-from keikaku_snapshots.cli.session import Command, Session, pass_session
+from keikaku_snapshots.cli.session import EMBEDDED_DIRECTORY, Command, Session, pass_session
 from keikaku_snapshots.errors import (
     AccessDeniedError,
     DiskFullError,
@@ -261,12 +261,19 @@ def _embedded() -> Iterator[Finding]:
         yield Finding("Embedded PostgreSQL", "ok", f"not installed ({HOW_TO_INSTALL})")
 
 
+def _embedded_runs() -> bool:
+    from keikaku_snapshots.postgres.embedded import EmbeddedServer
+
+    return EmbeddedServer(EMBEDDED_DIRECTORY).status() is not None
+
+
 def _database(session: Session, *, fix: bool) -> Iterator[Finding]:
     url = session.named_url
     if url is None:
         from keikaku_snapshots.errors import NoDatabaseError
 
-        if session.option("embedded"):
+        if session.option("embedded") or (session.output.on_terminal and _embedded_runs()):
+            # What other commands would take now.
             url = session.url
         else:
             yield Finding(

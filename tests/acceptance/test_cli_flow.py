@@ -153,11 +153,12 @@ def test_files_are_private_whatever_the_umask(
 class Terminal:
     """A command with a terminal in front of it."""
 
-    def __init__(self, arguments: list[str], directory: Path, url: DatabaseURL) -> None:
+    def __init__(self, arguments: list[str], directory: Path, url: DatabaseURL | None) -> None:
         self.pid, self._fd = pty.fork()
         if self.pid == 0:
             os.chdir(directory)
-            environment = _environment(directory, KEIKAKU_DB_URL=url.text, TERM="dumb")
+            named = {"KEIKAKU_DB_URL": url.text} if url else {}
+            environment = _environment(directory, TERM="dumb", **named)
             argv = [sys.executable, "-m", "keikaku_snapshots", *arguments]
             os.execve(sys.executable, argv, environment)  # noqa: S606 - no shell is wanted
         self.text = ""
@@ -241,12 +242,15 @@ def test_the_embedded_server_is_started_and_stopped(keikaku: Keikaku, tmp_path: 
         status = json.loads(start.stdout)
         url = keikaku("server", "url").stdout.strip()
         used = keikaku("create", "empty", "--embedded")
+        doctor = Terminal(["doctor"], tmp_path, None)
+        doctor.until(None)
 
         assert status["running"] is True
         assert json.loads(keikaku("server", "status", "--json").stdout)["pid"] == status["pid"]
         assert _query(DatabaseURL.parse(url), "SELECT current_database()") == "keikaku"
         assert used.returncode == 0, used.stderr
         assert "using the embedded PostgreSQL" in used.stderr
+        assert "Database: 127.0.0.1:" in doctor.text, "on a terminal doctor looks at what commands use"
     finally:
         stop = keikaku("server", "stop")
     assert stop.returncode == 0

@@ -133,6 +133,14 @@ def test_a_scale_needs_exactly_one_size(tmp_path: Path) -> None:
     ]
 
 
+def test_scales_without_a_size_are_listed_with_the_other_problems(tmp_path: Path) -> None:
+    """All problems at once: none waits for the others to be mended."""
+    problems = _problems(tmp_path, "scales: {a: {}, b: {offices: 0}, c: 3}\nretry: {attempts: x}")
+
+    assert "scales.a: needs one of offices and units" in problems
+    assert len(problems) == 4
+
+
 def test_the_shortest_wait_is_not_longer_than_the_longest(tmp_path: Path) -> None:
     """Values that are each right can be wrong together."""
     assert _problems(tmp_path, "retry: {wait_min_s: 5, wait_max_s: 2}") == [
