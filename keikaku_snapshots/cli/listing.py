@@ -36,6 +36,7 @@ def list_(session: Session, name: str | None) -> None:
     for snapshot in snapshots:
         counted = f"{sum(snapshot.row_counts.values()):,}" if snapshot.row_counts else ""
         state = "ok" if snapshot.is_valid else f"damaged: {snapshot.problem}"
+        state += ", pinned" if snapshot.pinned else ""
         made = snapshot.created_at.strftime("%Y-%m-%d %H:%M:%S")
         rows.append(
             (

@@ -18,6 +18,7 @@ from keikaku_snapshots.errors import PruneIncompleteError, UsageError
 from keikaku_snapshots.snapshots.files import FileSystem
 from keikaku_snapshots.snapshots.prune import prune
 from keikaku_snapshots.snapshots.store import SnapshotStore
+from tests.crash import run_killed
 from tests.snapshot_files import write
 
 if TYPE_CHECKING:
@@ -68,6 +69,26 @@ class TestPrune:
         prune(store, RetentionPolicy(keep_last=2))
 
         assert [len(store.list(name)) for name in ("app", "app2")] == [1, 2]
+
+    def test_a_prune_killed_anywhere_is_ended_by_the_next(self, tmp_path: Path) -> None:
+        """FAULTS 49: at every file operation: what is kept is whole, and the next prune ends it."""
+        for at in range(60):
+            path = tmp_path / str(at)
+            made = make(SnapshotStore(path, clock=lambda: NOW), [0, 1, 2, 3])
+
+            def work(files: FileSystem, path: Path = path) -> object:
+                return prune(SnapshotStore(path, clock=lambda: NOW, grace_s=0, files=files), LAST_3)
+
+            died = run_killed(work, at)
+            store = SnapshotStore(path, clock=lambda: NOW, grace_s=0)
+            assert [item for item in store.list() if item.is_valid][:3] == made[:3]
+            assert (path / "app_latest.sql").exists()
+            prune(store, LAST_3)
+            assert store.list() == made[:3]
+            assert not list(path.glob(".*.tmp"))
+            if not died:
+                return
+        pytest.fail("the prune never ended")
 
     def test_one_that_is_being_restored_stays_and_the_others_go(self, store: SnapshotStore) -> None:
         """FAULTS 66: a prune meets a restore; it stays, the plan says why, and nothing failed."""
