@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import hypothesis
 import pytest
 
 from tests import servers
@@ -22,6 +24,10 @@ _BASE = pytest.StashKey[Path]()
 _SCRUBBED = re.compile(
     r"PG[A-Z]+|PSQL\w*|KEIKAKU_\w+|\w*DATABASE_URL|PERF_TEST_SCALE|NO_COLOR|FORCE_COLOR|COLUMNS"
 )
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("keikaku", deadline=None)
+hypothesis.settings.load_profile("keikaku")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -88,6 +94,17 @@ def each_server(request: pytest.FixtureRequest) -> servers.Server:
     return _server(request.config, request.param)
 
 
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """The command line, called in this process, sets up the package's logger for good."""
+    logger = logging.getLogger("keikaku_snapshots")
+    before = (logger.level, logger.propagate, list(logger.handlers))
+    yield
+    logger.setLevel(before[0])
+    logger.propagate = before[1]
+    logger.handlers[:] = before[2]
+
+
 class FreshServer(Protocol):
     """Makes a server of its own for one test."""
 
@@ -136,6 +153,25 @@ def make_database() -> Iterator[MakeDatabase]:
 def database(server: servers.Server, make_database: MakeDatabase) -> DatabaseURL:
     """A new empty database, as superuser."""
     return make_database(server)
+
+
+@pytest.fixture(scope="module")
+def module_database(server: servers.Server) -> Iterator[DatabaseURL]:
+    """One database for a module; see `shared_database`."""
+    url = servers.create_database(server)
+    yield url
+    servers.drop_database(server, url.database)
+
+
+@pytest.fixture
+def shared_database(module_database: DatabaseURL) -> Iterator[DatabaseURL]:
+    """An empty database that the tests of a module use one after the other.
+
+    Emptying takes a hundredth of a second, creating and dropping one a tenth, and much more on a
+    busy disk. Not for tests that change the database itself (its name, owner or settings).
+    """
+    yield module_database
+    servers.empty_database(module_database)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import psycopg
 
 from keikaku_snapshots.postgres.failures import ServerReport, is_transient, report_of, translate
-from keikaku_snapshots.postgres.url import inherited_settings_hidden
+from keikaku_snapshots.postgres.inherited import inherited_settings_hidden
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,7 +29,6 @@ __all__ = [
     "is_transient",
     "report_of",
     "retrying",
-    "retrying_async",
     "server_info",
     "translate",
     "translated",
@@ -64,48 +63,6 @@ class RetryPolicy:
     deadline_s: float | None = None
 
 
-#: One try only.
-NO_RETRY = RetryPolicy(attempts=1)
-
-
-def _tenacity_options(
-    policy: RetryPolicy,
-    should_retry: Callable[[BaseException], bool],
-    on_retry: Callable[[int, BaseException, float], None] | None,
-) -> dict[str, Any]:
-    import tenacity
-
-    def report(state: tenacity.RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
-        wait_s = state.next_action.sleep if state.next_action else 0.0
-        if error is None:
-            return
-        _log.warning(
-            "try %d of %d failed (%s), next in %.1f s",
-            state.attempt_number, policy.attempts, type(error).__name__, wait_s,
-        )  # fmt: skip
-        if on_retry:
-            on_retry(state.attempt_number, error, wait_s)
-
-    stop: Any = tenacity.stop_after_attempt(policy.attempts)
-    if policy.deadline_s is not None:
-        # stop_after_delay would sleep past the deadline (FAULTS 96).
-        stop = stop | tenacity.stop_before_delay(policy.deadline_s)
-    return {
-        "stop": stop,
-        # Not wait_exponential_jitter: its parameter for the first wait has another name in each version.
-        "wait": lambda state: min(
-            policy.wait_max_s,
-            policy.wait_min_s * (2 ** (state.attempt_number - 1) + random.uniform(0, 0.5)),
-        ),
-        "retry": tenacity.retry_if_exception(
-            lambda error: isinstance(error, Exception) and should_retry(error)
-        ),
-        "before_sleep": report,
-        "reraise": True,
-    }
-
-
 def retrying(
     policy: RetryPolicy | None = None,
     should_retry: Callable[[BaseException], bool] = is_transient,
@@ -128,34 +85,36 @@ def retrying(
     """
     import tenacity
 
-    options = _tenacity_options(policy or RetryPolicy(), should_retry, on_retry)
-    return tenacity.Retrying(sleep=sleep, **options)
+    limits = policy or RetryPolicy()
 
+    def report(state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        wait_s = state.next_action.sleep if state.next_action else 0.0
+        if error is None:
+            return
+        _log.warning(
+            "try %d of %d failed (%s), next in %.1f s",
+            state.attempt_number, limits.attempts, type(error).__name__, wait_s,
+        )  # fmt: skip
+        if on_retry:
+            on_retry(state.attempt_number, error, wait_s)
 
-def retrying_async(
-    policy: RetryPolicy | None = None,
-    should_retry: Callable[[BaseException], bool] = is_transient,
-    on_retry: Callable[[int, BaseException, float], None] | None = None,
-    *,
-    sleep: Callable[[float], Any] | None = None,
-) -> tenacity.AsyncRetrying:
-    """Make the awaitable twin of `retrying`.
-
-    Args:
-        policy: As for `retrying`.
-        should_retry: As for `retrying`.
-        on_retry: As for `retrying`.
-        sleep: Coroutine function that waits; asyncio's when None.
-
-    Returns:
-        A tenacity loop for coroutine functions.
-    """
-    import tenacity
-
-    options = _tenacity_options(policy or RetryPolicy(), should_retry, on_retry)
-    if sleep is not None:
-        options["sleep"] = sleep
-    return tenacity.AsyncRetrying(**options)
+    stop: Any = tenacity.stop_after_attempt(limits.attempts)
+    if limits.deadline_s is not None:
+        # stop_after_delay would sleep past the deadline (FAULTS 96).
+        stop = stop | tenacity.stop_before_delay(limits.deadline_s)
+    return tenacity.Retrying(
+        sleep=sleep,
+        stop=stop,
+        # Not wait_exponential_jitter: its parameter for the first wait has another name in each version.
+        wait=lambda state: min(
+            limits.wait_max_s,
+            limits.wait_min_s * (2 ** (state.attempt_number - 1) + random.uniform(0, 0.5)),
+        ),
+        retry=tenacity.retry_if_exception(lambda error: isinstance(error, Exception) and should_retry(error)),
+        before_sleep=report,
+        reraise=True,
+    )
 
 
 @contextmanager

@@ -183,7 +183,7 @@ def clone(
 
 def _create(connection: Connection, statement: sql.Composed, name: str, identity: Identity) -> None:
     check_database_name(name)
-    comment = _comment_statement(name, identity.to_comment())
+    comment = comment_statement(name, identity.to_comment())
     with translated(doing=f"creating database {name}"):
         _execute_together(connection, [statement, comment])
 
@@ -231,7 +231,8 @@ def _answers(pgconn: PGconn) -> psycopg.Error | None:
             first = psycopg.errors.error_from_result(result)
 
 
-def _comment_statement(name: str, comment: str | None) -> sql.Composed:
+def comment_statement(name: str, comment: str | None) -> sql.Composed:
+    """Make the statement that puts a comment on a database, or takes it away."""
     return sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(name), sql.Literal(comment))
 
 

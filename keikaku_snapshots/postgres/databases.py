@@ -31,7 +31,6 @@ from keikaku_snapshots.postgres.locks import (
 )
 from keikaku_snapshots.postgres.sessions import (
     Session,
-    blockers_of,
     lock_holders,
     sessions_in,
     terminate,
@@ -56,7 +55,6 @@ __all__ = [
     "Swapped",
     "TargetLock",
     "WorkLeftToServer",
-    "blockers_of",
     "clone",
     "collation_mismatch",
     "connect_maintenance",

@@ -43,7 +43,8 @@ _TOO_MANY_TEXT = re.compile(r"too many (clients|connections)|remaining connectio
 _CONNECT_DENIED_TEXT = re.compile(r"permission denied for database|データベース.*(権限|アクセス)")
 #: "Key (a, b)=(1, 2)" of a constraint's detail, in whatever language the server speaks.
 _KEY = re.compile(r"\((?P<columns>.+?)\)=\((?P<values>.*)\)", re.DOTALL)
-_COPY_PLACE = re.compile(r"COPY (?P<table>[^,]+), line (?P<line>\d+)(?:, column (?P<column>[^:]+))?")
+#: Where in a COPY the server stopped, in its CONTEXT.
+COPY_PLACE = re.compile(r"COPY (?P<table>[^,]+), line (?P<line>\d+)(?:, column (?P<column>[^:]+))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +304,11 @@ _BY_STATE: dict[str, tuple[type[errors.KeikakuError], str, str]] = {
     "3F000": (errors.UsageError, "A schema is missing in the database", "Run the migrations first."),
     "42P04": (errors.UsageError, "A database of this name exists already", "Use another name."),
     "22": (errors.DataError, "The server refused a value", ""),
+    "P0": (
+        errors.DataError,
+        "A trigger or function of the database refused it",
+        "The server's message above is its own; correct the rows, or disable the trigger for this work.",
+    ),
     "23": (errors.DataError, "A constraint refused a row", ""),
     "428C9": (errors.DataError, "A generated column cannot be written", ""),
 }
@@ -341,7 +347,7 @@ def _place_lines(report: ServerReport, context: _Context, fields: dict[str, obje
     """Table, column, line and batch, as far as they are known, also into ``fields``."""
     table, column = report.place or context.table, report.column
     lines: list[str] = []
-    place = _COPY_PLACE.search(report.context)
+    place = COPY_PLACE.search(report.context)
     if place:
         table = table or place["table"].strip()
         column = column or (place["column"] or "").strip()

@@ -16,12 +16,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from keikaku_snapshots.errors import InvalidNameError
+from keikaku_snapshots.postgres.url import NAME_LIMIT_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: Most bytes of a database name; the server cuts longer ones without a word (FAULTS 39).
-NAME_LIMIT_BYTES = 63
 #: What a comment of ours begins with.
 MARK = "keikaku_snapshots "
 

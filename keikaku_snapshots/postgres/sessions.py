@@ -118,24 +118,6 @@ def lock_holders(connection: Connection, tables: Iterable[TableName] | None = No
     return [Session(*row) for row in rows]
 
 
-def blockers_of(connection: Connection, pid: int) -> list[Session]:
-    """List the sessions that another one waits for.
-
-    Args:
-        connection: Any database of the server.
-        pid: Server process of the session that waits.
-
-    Returns:
-        Sessions by pid; empty if it does not wait.
-    """
-    rows = connection.execute(
-        f"SELECT {_SESSION_COLUMNS} FROM pg_catalog.pg_stat_activity a "  # noqa: S608 - constant of this module
-        "WHERE a.pid = ANY (pg_catalog.pg_blocking_pids(%s)) ORDER BY a.pid",
-        (pid,),
-    ).fetchall()
-    return [Session(*row) for row in rows]
-
-
 def terminate_once(connection: Connection, databases: Collection[str], *, spare: Collection[int] = ()) -> int:
     """Send every session of these databases away, without waiting for any.
 

@@ -18,6 +18,7 @@ from psycopg import sql
 
 from keikaku_snapshots.errors import DatabaseInUseError, KeikakuError, OutcomeUnknownError, UsageError
 from keikaku_snapshots.postgres.connect import report_of, translate
+from keikaku_snapshots.postgres.creation import comment_statement
 from keikaku_snapshots.postgres.identity import Identity
 from keikaku_snapshots.postgres.locks import MAINTENANCE_DATABASE, connect_maintenance
 from keikaku_snapshots.postgres.sessions import POLL_S, Session, sessions_in, terminate, terminate_once
@@ -232,8 +233,8 @@ class _Swap:
                 settings = database_settings(session_a, self.target)
                 session_a.execute(_rename_statement(self.target, self.old_name))
                 session_a.execute(_rename_statement(self.replacement, self.target))
-                session_a.execute(_comment(self.target, settings.comment))
-                session_a.execute(_comment(self.old_name, self._mark(settings.comment).to_comment()))
+                session_a.execute(comment_statement(self.target, settings.comment))
+                session_a.execute(comment_statement(self.old_name, self._mark(settings.comment).to_comment()))
         except psycopg.Error as error:
             return error
         return None
@@ -280,7 +281,3 @@ class _Swap:
 
 def _rename_statement(name: str, new_name: str) -> sql.Composed:
     return sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(name), sql.Identifier(new_name))
-
-
-def _comment(name: str, comment: str | None) -> sql.Composed:
-    return sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(name), sql.Literal(comment))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keikaku_snapshots.errors import AccessDeniedError, DiskFullError
+from keikaku_snapshots.postgres.connect import KEEPALIVES
 from keikaku_snapshots.postgres.inherited import DEFAULT_CONNECT_TIMEOUT_S
 
 if TYPE_CHECKING:
@@ -37,13 +38,6 @@ INHERITED = (
     "KRB5_CONFIG",
 )
 APPLICATION_NAME = "keikaku_snapshots"
-#: A dead peer is noticed after 30 + 3 * 10 seconds; libpq's default is two hours.
-KEEPALIVES = {
-    "keepalives": "1",
-    "keepalives_idle": "30",
-    "keepalives_interval": "10",
-    "keepalives_count": "3",
-}
 #: A server process whose client was killed notices within this time instead of
 #: going on to the end of its statement (FAULTS 47).
 CONNECTION_CHECK_MS = 500
@@ -129,7 +123,9 @@ def prepare_environment(
     """Make what `tool_environment` yields, for a program that outlives the call; remove it by hand."""
     _sweep()
     env = base_environment()
-    parameters = {**KEEPALIVES, **dict(url.parameters)} if not url.socket_directory else dict(url.parameters)
+    parameters = dict(url.parameters)
+    if not url.socket_directory:
+        parameters = {**{name: str(value) for name, value in KEEPALIVES.items()}, **parameters}
     options = _options(parameters.pop("options", ""), settings or {})
     parameters.pop("client_encoding", None)
     env |= {

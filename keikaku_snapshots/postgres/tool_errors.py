@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from keikaku_snapshots import errors
+from keikaku_snapshots.postgres.failures import COPY_PLACE
 
 if TYPE_CHECKING:
     from keikaku_snapshots._process import ToolResult
@@ -29,7 +30,6 @@ _PRIMARY = re.compile(r"(?P<severity>ERROR|FATAL|PANIC|\w+):\s+(?:(?P<state>[0-9
 #: psql puts the place of the statement in front: ``psql:/path/file.sql:12:``.
 _PLACE = re.compile(r"psql:(?P<file>.+?):(?P<line>\d+): (?P<rest>.*)")
 _PROGRAM = re.compile(r"(?:pg_dump|pg_restore|psql): (?:error: |fatal: )?(?P<rest>.*)")
-_COPY_PLACE = re.compile(r"COPY (?P<table>[^,]+), line (?P<line>\d+)(?:, column (?P<column>[^:]+))?")
 _NAMES = {
     "SCHEMA NAME": "schema",
     "TABLE NAME": "table",
@@ -182,7 +182,7 @@ class _Failure:
             lines = public_stderr(self.stderr).strip().splitlines()[:_SHOWN_LINES]
         if self.message.place:
             lines.append(f"At: {self.message.place}")
-        if copy := _COPY_PLACE.search(self.message.parts.get("CONTEXT", "")):
+        if copy := COPY_PLACE.search(self.message.parts.get("CONTEXT", "")):
             lines.append(f"Table: {copy['table']}, line {copy['line']} of its data")
         if self.url is not None:
             lines.append(f"Database: {self.url.location}")
@@ -343,7 +343,7 @@ def _constraint_error(failure: _Failure, state: str) -> errors.KeikakuError:
         fields.setdefault("constraint", match["name"])
     if match := _TABLE_IN_TEXT.search(text):
         fields.setdefault("table", match["name"])
-    if match := _COPY_PLACE.search(parts.get("CONTEXT", "")):
+    if match := COPY_PLACE.search(parts.get("CONTEXT", "")):
         fields.setdefault("table", match["table"])
     table = fields.get("table", "")
     if fields.get("schema") and table:

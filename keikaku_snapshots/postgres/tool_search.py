@@ -11,7 +11,6 @@ import contextlib
 import importlib.util
 import os
 import re
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
 PROGRAMS = ("pg_dump", "pg_restore", "psql")
 #: Seconds for one ``--version``; a program on a hung network mount takes for ever.
 VERSION_TIMEOUT_S = 10.0
-#: First minor release of each major whose psql resists CVE-2026-18408 (FAULTS 7):
-#: older ones run a shell command hidden in a dump.
-SAFE_MINOR = {14: 24, 15: 19, 16: 15, 17: 11, 18: 6}
 #: Where packages put a version of its own: Debian and PGDG for Red Hat, Homebrew, Postgres.app.
 _VERSIONED_PLACES = (
     "/usr/lib/postgresql/{major}/bin",
@@ -45,7 +41,6 @@ _HOW_TO_GET = (
 )
 
 _cache: dict[Path, tuple[tuple[int, ...], Tools]] = {}
-_cache_lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +61,6 @@ class Tools:
     psql: Path
     #: How it was found, for messages: "configured", "PG_BIN", "system", "embedded", "PATH".
     source: str
-
-    @property
-    def resists_hidden_commands(self) -> bool:
-        """True when this psql cannot be made to run a shell command by a crafted dump (CVE-2026-18408)."""
-        match = _VERSION.search(f"(PostgreSQL) {self.version}")
-        minor = int(match["minor"] or 0) if match else 0
-        return self.major > max(SAFE_MINOR) or minor >= SAFE_MINOR.get(self.major, 1_000_000)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +190,7 @@ def _look_at(source: str, directory: Path) -> _Look:
         return _Look(source, directory, None, f"{', '.join(refused)} may not be run by this account")
     # A package upgrade replaces the files while a long-lived process runs.
     stamp = tuple(path.stat().st_mtime_ns for path in paths)
-    with _cache_lock:
-        known = _cache.get(directory)
+    known = _cache.get(directory)
     if known is not None and known[0] == stamp:
         return _Look(source, directory, known[1], f"version {known[1].version}")
     try:
@@ -216,8 +203,7 @@ def _look_at(source: str, directory: Path) -> _Look:
     major, version = versions.pop()
     pg_dump, pg_restore, psql = paths
     tools = Tools(directory, major, version, pg_dump, pg_restore, psql, source)
-    with _cache_lock:
-        _cache[directory] = (stamp, tools)
+    _cache[directory] = (stamp, tools)
     return _Look(source, directory, tools, f"version {version}")
 
 

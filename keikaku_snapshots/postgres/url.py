@@ -6,8 +6,8 @@ a check sees another host than the connection (FAULTS 97).
 
 What is not in the URL has a fixed default here. Inherited ``PG*`` variables
 have no effect: `DatabaseURL.connect_arguments` sets every option that libpq
-would take from the environment, and `inherited_settings_hidden` hides the few
-that no option can override.
+would take from the environment, and `inherited.inherited_settings_hidden` hides
+the few that no option can override.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import psycopg
 from psycopg import conninfo, pq
 
 from keikaku_snapshots.errors import InvalidNameError, InvalidURLError
-from keikaku_snapshots.postgres.inherited import inherited_settings_hidden, neutral_options
+from keikaku_snapshots.postgres.inherited import neutral_options
 from keikaku_snapshots.postgres.redaction import secret_patterns
 
 if TYPE_CHECKING:
@@ -35,11 +35,10 @@ if TYPE_CHECKING:
 __all__ = [
     "DatabaseURL",
     "check_database_name",
-    "inherited_settings_hidden",
     "quote_identifier",
 ]
 
-#: PostgreSQL cuts longer names silently, so that two names become one database (NAMEDATALEN - 1).
+#: PostgreSQL cuts longer names silently, so that two names become one database (FAULTS 39).
 NAME_LIMIT_BYTES = 63
 #: Length of sun_path less the final NUL; a longer socket path cannot be connected to.
 SOCKET_PATH_LIMIT_BYTES = 103 if sys.platform == "darwin" else 107

@@ -626,7 +626,7 @@ def test_a_client_killed_in_the_swap_leaves_both_names_valid(
             return real(name, new_name)
         def comment(name, text):
             print("now", flush=True); time.sleep(60)
-        swap._rename_statement, swap._comment = statement, comment
+        swap._rename_statement, swap.comment_statement = statement, comment
         databases.swap_by_rename(url, replacement={new!r}, old_name={old!r})
         """,
         url,

@@ -16,6 +16,7 @@ import pytest
 
 from keikaku_snapshots import errors
 from keikaku_snapshots._process import run_tool
+from keikaku_snapshots.postgres.inherited import inherited_settings_hidden
 from keikaku_snapshots.postgres.tools import (
     find_tools,
     pg_restore_list,
@@ -28,7 +29,7 @@ from keikaku_snapshots.postgres.tools import (
     tool_environment,
     translate_tool_failure,
 )
-from keikaku_snapshots.postgres.url import DatabaseURL, inherited_settings_hidden
+from keikaku_snapshots.postgres.url import DatabaseURL
 
 if TYPE_CHECKING:
     from collections.abc import Callable

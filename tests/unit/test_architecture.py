@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[2] / "keikaku_snapshots"
 ROOMS = {"snapshots", "datasets", "patches"}
 DOORS = {"cli", "generate", "perf", "operations", "pytest_plugin", "__main__"}
 #: Each part may import the parts of lower rank, and itself.
-RANK = {"errors": 0, "progress": 0, "_launcher": 0, "_process": 1, "postgres": 2}
+RANK = {"errors": 0, "progress": 0, "_launcher": 0, "_running": 1, "_process": 1, "postgres": 2}
 RANK |= dict.fromkeys(ROOMS, 3) | {"config": 4, "config_schema": 4} | dict.fromkeys(DOORS, 5)
 
 #: Packages that cost tens of milliseconds; only inside functions, except where named.
@@ -33,7 +33,17 @@ HEAVY = {
 #: The command line answers `--help` without these either.
 HEAVY_FOR_CLI = HEAVY | {"psycopg", "yaml", "tenacity", "psutil"}
 #: Parts that may never import a heavy package when they are imported.
-LIGHT = {"errors", "progress", "_launcher", "_process", "postgres", "snapshots", "cli", "__main__"}
+LIGHT = {
+    "errors",
+    "progress",
+    "_launcher",
+    "_running",
+    "_process",
+    "postgres",
+    "snapshots",
+    "cli",
+    "__main__",
+}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from keikaku_snapshots import _process
+from keikaku_snapshots import _process, _running
 from keikaku_snapshots._process import run_tool, start_tool
 from keikaku_snapshots.errors import OperationTimeoutError, ToolError, ToolMissingError, UsageError
 from tests.fakes import hang, ignore, leave, make_fake, spawn, stderr, stdout
@@ -91,14 +91,14 @@ def test_megabytes_of_noise_neither_hang_nor_fill_the_memory(tmp_path: Path) -> 
     assert result.stderr.startswith("first\n")
     assert result.stderr.endswith("last\n")
     assert "bytes left out" in result.stderr
-    assert len(result.stderr) <= _process.STDERR_HEAD_BYTES + _process.STDERR_TAIL_BYTES + 100
+    assert len(result.stderr) <= _running.STDERR_HEAD_BYTES + _running.STDERR_TAIL_BYTES + 100
     assert set(result.stderr.splitlines()[1:-1]) >= {"noise" * 200}
     assert all(len(line) in {0, 4, 5, 1000} or "left out" in line for line in result.stderr.splitlines())
 
 
 def test_a_secret_cut_in_two_by_the_bound_is_not_shown() -> None:
     """FAULTS 31: text is cut at line ends, so redaction by value still finds a secret."""
-    bounded = _process._Bounded(20_000, 20_000)
+    bounded = _running._Bounded(20_000, 20_000)
     line = b"password canary-secret and more\n"
     for _ in range(5000):
         bounded.write(line)
@@ -109,7 +109,7 @@ def test_a_secret_cut_in_two_by_the_bound_is_not_shown() -> None:
 
 def test_one_endless_line_is_cut_with_a_margin() -> None:
     """A secret may straddle the cut of a line without an end: its neighbourhood goes."""
-    bounded = _process._Bounded(10_000, 10_000)
+    bounded = _running._Bounded(10_000, 10_000)
     secret = b"canary-secret"
     bounded.write(b"x" * 9_995 + secret + b"y" * 50_000 + secret + b"z" * 9_992)
 
@@ -201,7 +201,7 @@ def test_time_limit_holds_while_nobody_waits(tmp_path: Path) -> None:
     """A caller that is busy elsewhere does not prolong the limit."""
     fake = make_fake(tmp_path, hang())
     running = start_tool([fake.tools.psql], env={}, timeout_s=0.2, grace_s=0.5)
-    until(lambda: running.poll() is not None)
+    assert running.has_ended(10)
 
     with pytest.raises(OperationTimeoutError):
         running.wait()
@@ -226,7 +226,7 @@ def test_output_is_captured_only_when_asked(tmp_path: Path) -> None:
 
 def test_a_captured_output_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An output that never ends stops the program, not the machine."""
-    monkeypatch.setattr(_process, "STDOUT_LIMIT_BYTES", 100_000)
+    monkeypatch.setattr(_running, "STDOUT_LIMIT_BYTES", 100_000)
     fake = make_fake(tmp_path, stdout("x" * 1000, 10_000), hang())
     result = run_tool([fake.tools.psql], env={}, capture_stdout=True)
 
@@ -483,7 +483,7 @@ def test_a_program_that_cannot_be_watched_does_not_stay(monkeypatch: pytest.Monk
         raise RuntimeError(f"can't start new thread {name}")
 
     monkeypatch.setattr(_process, "_spawn", remember)
-    monkeypatch.setattr(_process, "_thread", refuse)
+    monkeypatch.setattr(_running, "_thread", refuse)
     with pytest.raises(ToolError, match="can't start new thread"):
         run_tool(["/bin/sleep", "60"], env={})
 

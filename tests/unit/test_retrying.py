@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import NoReturn
 
 import pytest
 
-from keikaku_snapshots.postgres.connect import RetryPolicy, retrying, retrying_async
+from keikaku_snapshots.postgres.connect import RetryPolicy, retrying
 
 
 class Flaky:
@@ -81,19 +80,3 @@ def test_the_caller_is_told_before_each_wait() -> None:
     )(Flaky(ConnectionResetError()))
 
     assert told == [(1, "ConnectionResetError")]
-
-
-def test_coroutines_are_retried_too() -> None:
-    """The awaitable twin has the same rules."""
-    flaky = Flaky(ConnectionResetError())
-
-    async def call() -> int:
-        return flaky()
-
-    async def no_wait(_: float) -> None:
-        return None
-
-    async def main() -> int:
-        return await retrying_async(sleep=no_wait)(call)
-
-    assert asyncio.run(main()) == 2

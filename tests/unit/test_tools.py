@@ -849,23 +849,3 @@ def test_versions_are_asked_once_and_again_after_an_upgrade(
         os.utime(path, ns=(1, 1))
 
     assert find_tools(18, configured=fake.directory).version == "18.7"
-
-
-@pytest.mark.parametrize(
-    ("version", "safe"),
-    [
-        ("15.18", False),
-        ("15.19", True),
-        ("16.14", False),
-        ("18.6", True),
-        ("18beta1", False),
-        ("19.0", True),
-        ("13.9", False),
-    ],
-)
-def test_versions_that_resist_hidden_commands(tmp_path: Path, version: str, safe: bool) -> None:
-    """FAULTS 7: psql before these minor releases can be made to run a shell command by a dump."""
-    major = int(re.match(r"\d+", version)[0])  # type: ignore[index]
-    tools = tool_search.Tools(tmp_path, major, version, tmp_path, tmp_path, tmp_path, "x")
-
-    assert tools.resists_hidden_commands is safe

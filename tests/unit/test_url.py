@@ -20,10 +20,10 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from keikaku_snapshots.errors import InvalidNameError, InvalidURLError
 from keikaku_snapshots.postgres import inherited
 from keikaku_snapshots.postgres import url as url_module
+from keikaku_snapshots.postgres.inherited import inherited_settings_hidden
 from keikaku_snapshots.postgres.url import (
     DatabaseURL,
     check_database_name,
-    inherited_settings_hidden,
     quote_identifier,
 )
 
