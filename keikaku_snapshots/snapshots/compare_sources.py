@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import psycopg
 from psycopg import sql
 
-from keikaku_snapshots.errors import SnapshotCorruptError, UsageError
+from keikaku_snapshots.errors import DatabaseInUseError, SnapshotCorruptError, UsageError
 from keikaku_snapshots.postgres import catalog
 from keikaku_snapshots.postgres.connect import connect, server_info, translated
 from keikaku_snapshots.postgres.tools import (
@@ -32,6 +32,7 @@ from keikaku_snapshots.postgres.tools import (
 from keikaku_snapshots.snapshots.compare_keys import parse_copy, tables_and_roots
 from keikaku_snapshots.snapshots.compare_rows import BLOCK_BYTES, Blocks, blocks_of, project
 from keikaku_snapshots.snapshots.disk import ReserveWatcher
+from keikaku_snapshots.snapshots.in_place import in_use
 from keikaku_snapshots.snapshots.load import Script
 from keikaku_snapshots.snapshots.script import Kind, Part
 from keikaku_snapshots.snapshots.verify import check_shape
@@ -270,11 +271,21 @@ def live_side(url: DatabaseURL, *, lock_timeout_s: float) -> Iterator[Side]:
     Raises:
         ConnectError: The server cannot be reached.
         AccessDeniedError: The role may not read a table, or row security hides rows from it.
+        DatabaseInUseError: Another session alters a table; the text says which.
     """
-    with connect(url, statement_timeout_s=0, lock_timeout_s=lock_timeout_s) as connection:
-        with translated(url, "reading the catalog"):
-            side = _live(connection, url)
-        yield side
+    try:
+        with connect(url, statement_timeout_s=0, lock_timeout_s=lock_timeout_s) as connection:
+            with translated(url, "reading the catalog"):
+                side = _live(connection, url)
+            yield side
+    except DatabaseInUseError as error:
+        named = in_use(url)
+        raise DatabaseInUseError(
+            f"other sessions hold tables of {url.database}",
+            found=named.found,
+            hint="Wait until they have committed, or end them, then compare again.",
+            **named.details,
+        ) from error
 
 
 def _live(connection: Connection, url: DatabaseURL) -> Side:

@@ -10,6 +10,7 @@ import pytest
 from keikaku_snapshots import SnapshotManager
 from keikaku_snapshots.errors import (
     AccessDeniedError,
+    DatabaseInUseError,
     NoDatabaseError,
     ParameterTypeError,
     SnapshotCorruptError,
@@ -17,7 +18,7 @@ from keikaku_snapshots.errors import (
     UsageError,
 )
 from tests.integration import schemas
-from tests.servers import as_role
+from tests.servers import as_role, connect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -323,7 +324,7 @@ def test_snapshots_of_different_major_versions_compare_by_names_and_types(
     """Definitions are worded differently by each version; rows are not."""
     for place, name in ((each_server, "old"), (server, "new")):
         url = make_database(place)
-        schemas.run(url, STAFFS + "ALTER TABLE staffs ADD CHECK (id > 0);")
+        schemas.run(url, STAFFS + "CREATE VIEW named AS SELECT id FROM staffs;")
         with SnapshotManager(url, tmp_path, minimum_free_mb=1) as manager:
             manager.create_snapshot(name)
 
@@ -356,3 +357,21 @@ def test_large_tables_go_over_temporary_files_and_leave_none(
     assert (on_disk.added, on_disk.removed, on_disk.changed) == (1, 20, 200)
     left = {path.name for path in manager.directory.iterdir() if not path.name.startswith("before")}
     assert left <= {".locks", "audit.log"}
+
+
+def test_a_session_that_alters_a_table_is_named(manager: SnapshotManager, database: DatabaseURL) -> None:
+    """FAULTS 61: comparing waits a moment for the lock, then says who holds it."""
+    schemas.run(database, STAFFS)
+    manager.create_snapshot("before")
+    with (
+        SnapshotManager(database, manager.directory, lock_timeout_s=0.1) as hasty,
+        connect(database) as other,
+        other.transaction(),
+    ):
+        other.execute("ALTER TABLE staffs ADD COLUMN later integer")
+        pid = other.info.backend_pid
+        with pytest.raises(DatabaseInUseError) as caught:
+            hasty.compare_snapshots("before", "live")
+
+    assert f"pid {pid}," in caught.value.found
+    assert "compare again" in caught.value.hint

@@ -151,6 +151,27 @@ def test_numbers_are_sorted_as_numbers() -> None:
     assert keys[:3] == [b"-3", b"9", b"10"]
 
 
+def test_memory_is_flat_however_many_rows_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A7: what is held at once stays near the limit, spread as often as needed."""
+    held: list[int] = []
+    match = RowComparison._match
+
+    def note(self: RowComparison, old: set[bytes], new: set[bytes]) -> None:
+        held.append(len(old) + len(new))
+        match(self, old, new)
+
+    monkeypatch.setattr(RowComparison, "_match", note)
+    monkeypatch.setattr(compare_rows, "_DEEPEST", 4)
+    before = [(b"%d" % number, b"old") for number in range(2000)]
+    after = [(key, b"new") for key, _ in before]
+
+    found = _compare(before, after, (0,), memory_bytes=20_000, keep=0)
+
+    assert found.changed == 2000
+    # 20,000 bytes are about 185 rows of each side.
+    assert max(held) <= 2 * 200
+
+
 def test_large_values_cross_blocks_and_files() -> None:
     """A row of megabytes is one row."""
     large = b"x" * (3 << 20)
