@@ -358,7 +358,10 @@ def columns(connection: Connection, table: TableName) -> list[Column]:
         (table.schema, table.name),
     ).fetchall()
     identity = {"a": "always", "d": "by default"}
-    return [Column(*row[:5], identity.get(row[5], ""), *row[6:]) for row in rows]
+    return [
+        Column(*first, identity.get(letter, ""), base_type, is_array)
+        for *first, letter, base_type, is_array in rows
+    ]
 
 
 def primary_key(connection: Connection, table: TableName) -> tuple[str, ...]:

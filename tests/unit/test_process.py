@@ -60,7 +60,7 @@ def test_a_return_code_is_given_back_and_never_raised() -> None:
 
 def test_a_signal_is_a_negative_code() -> None:
     """A program ended by a signal has the negative number as its code."""
-    assert shell("kill -HUP $$").returncode == -signal.SIGHUP
+    assert shell("kill -USR1 $$").returncode == -signal.SIGUSR1
 
 
 def test_the_environment_is_exactly_what_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
