@@ -359,8 +359,8 @@ def columns(connection: Connection, table: TableName) -> list[Column]:
     ).fetchall()
     identity = {"a": "always", "d": "by default"}
     return [
-        Column(*first, identity.get(letter, ""), base_type, is_array)
-        for *first, letter, base_type, is_array in rows
+        Column(name, text, not_null, has_default, generated, identity.get(letter, ""), base_type, is_array)
+        for name, text, not_null, has_default, generated, letter, base_type, is_array in rows
     ]
 
 
