@@ -255,6 +255,22 @@ def answer_drift(what: str, lines: Sequence[str], on_mismatch: str) -> list[str]
     return [f"schema was not the snapshot's ({SchemaDriftError.term}): {'; '.join(shown)}"]
 
 
+def records_of_patches(connection: Connection) -> list[str]:
+    """Say whether the target holds what no snapshot holds: the records of patches that ran on it.
+
+    Args:
+        connection: The target.
+
+    Returns:
+        A reason against a swap, or nothing.
+    """
+    row = connection.execute(
+        "SELECT count(*) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+        " WHERE n.nspname = 'keikaku_patches' AND c.relkind IN ('r', 'p')"
+    ).fetchone()
+    return ["schema keikaku_patches is not part of any snapshot"] if row and row[0] else []
+
+
 def missing_extensions(connection: Connection, manifest: Manifest, *, fresh: bool) -> list[str]:
     """Say which extensions of a snapshot could not be made (FAULTS 71).
 

@@ -206,8 +206,15 @@ class Restore:
         if wanted == "in_place":
             self._refuse_extensions(lacking[False])
             return "in_place", "asked for"
+        kept = guards.records_of_patches(connection)
         if wanted == "swap":
             self._refuse_extensions(lacking[True])
+            if kept:
+                raise UnsafeRestoreError(
+                    f"a swap of {self._url.database} would lose the records of its patches",
+                    found="\n".join([*kept, f"Database: {self._url.location}"]),
+                    hint="Use strategy='in_place', which keeps them.",
+                )
             refuse_obstacles(admin, self._url, disconnect=True)
             return "swap", "asked for"
         me = connection.info.backend_pid
@@ -219,7 +226,7 @@ class Restore:
                 " and nobody is"
                 " disconnected; --disconnect allows the fast way"
             )
-        reasons = list(lacking[True])
+        reasons = [*lacking[True], *kept]
         try:
             refuse_obstacles(admin, self._url, disconnect=True)
         except UnsafeRestoreError as error:
