@@ -71,7 +71,7 @@ def run(command: click.Command, arguments: list[str], program: str) -> int:
     except BaseException as error:  # noqa: BLE001 - the one place where everything ends
         return present(error, output)
     finally:
-        _settle_stdout()
+        _settle_streams()
     return result if isinstance(result, int) else 0
 
 
@@ -94,12 +94,13 @@ def _open_missing_streams() -> None:
         setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8"))  # noqa: PTH123, SIM115 - as long as the process
 
 
-def _settle_stdout() -> None:
+def _settle_streams() -> None:
     """Let what cannot be written not fail again when Python flushes at exit, with a code of its own."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _raise_on_signals() -> None:

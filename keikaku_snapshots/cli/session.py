@@ -186,6 +186,8 @@ class Command(click.Command):
         """Write the command's own options first, then those that every command has."""
         sections: tuple[tuple[str, list[tuple[str, str]]], ...] = (("Options", []), ("Everywhere", []))
         for parameter in self.get_params(ctx):
+            if isinstance(parameter, click.Argument):
+                continue  # stands in the usage line; not every click leaves it out here
             record = parameter.get_help_record(ctx)
             if record is not None:
                 everywhere = parameter.name in self.common or parameter.name == "help"

@@ -74,6 +74,14 @@ class TestHelp:
         commands = out.partition("Commands:\n")[2].strip().splitlines()
         assert [line.strip() for line in commands if not line.endswith(".")] == []
 
+    @pytest.mark.parametrize("command", ["restore", "list", "refresh"])
+    def test_options_are_listed_without_the_arguments(self, command: str, type_: Run) -> None:
+        """The usage line names the arguments; a row without words says nothing."""
+        out = type_(command, "--help")[1]
+
+        assert "NAME" in out.splitlines()[0]
+        assert [line for line in out.splitlines() if line.strip() in {"NAME", "[NAME]"}] == []
+
 
 class TestWrongCalls:
     """Each says what to type instead."""
@@ -118,6 +126,12 @@ class TestStreams:
 
         assert (good.returncode, bad.returncode) == (0, 10)
         assert "Traceback" not in good.stderr + bad.stderr
+
+    def test_a_reader_of_everything_that_left_does_not_change_the_code(self, tmp_path: Path) -> None:
+        """`keikaku … 2>&1 | head`: the failure keeps its own code, whatever can be said of it."""
+        line = '"$PYTHON" -m keikaku_snapshots show nope --json 2>&1 | true; echo "${PIPESTATUS[0]}"'
+
+        assert _shell(line, tmp_path).stdout == "10\n"
 
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
     def test_a_full_disk_behind_stdout_is_called_so(self, tmp_path: Path) -> None:
