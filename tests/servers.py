@@ -216,7 +216,8 @@ def empty_database(url: DatabaseURL) -> None:
             "WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
         rows = connection.execute(
-            "SELECT nspname::text FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'"
+            "SELECT nspname::text FROM pg_namespace "
+            "WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'"
         ).fetchall()
         names = sql.SQL(", ").join(sql.Identifier(str(name)) for (name,) in rows)
         connection.execute(

@@ -13,14 +13,18 @@ if TYPE_CHECKING:
 _LIMIT_S = 20.0
 
 
-def until_somebody_waits(url: DatabaseURL) -> None:
-    """Return as soon as a session of this database waits for a lock."""
+def until_somebody_waits(url: DatabaseURL, sessions: int = 1) -> None:
+    """Return as soon as so many sessions of this database wait for a lock."""
     deadline = time.monotonic() + _LIMIT_S
     with connect(url) as connection:
-        while connection.execute(
-            "SELECT NOT EXISTS (SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database "
-            "WHERE NOT l.granted AND d.datname = current_database()) AND NOT EXISTS (SELECT FROM "
-            "pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')"
-        ).fetchone() == (True,):
+        while True:
+            row = connection.execute(
+                "SELECT count(DISTINCT pid) FROM (SELECT l.pid FROM pg_locks l "
+                "JOIN pg_database d ON d.oid = l.database "
+                "WHERE NOT l.granted AND d.datname = current_database() UNION ALL SELECT pid FROM "
+                "pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock') waiting"
+            ).fetchone()
+            if row is not None and int(str(row[0])) >= sessions:
+                return
             assert time.monotonic() < deadline, "nobody waits for a lock"
             time.sleep(0.01)

@@ -19,7 +19,7 @@ from keikaku_snapshots.datasets.steps import (
     Step,
     until_done,
 )
-from keikaku_snapshots.datasets.targets import SAVEPOINT, begin_statement, check_driver
+from keikaku_snapshots.datasets.targets import SAVEPOINT, begin_statement, busy, check_driver
 from keikaku_snapshots.datasets.watch import AsyncStallWatch
 from keikaku_snapshots.errors import ConnectError
 
@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     import asyncpg
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
+    from keikaku_snapshots.datasets.attempts import Timeouts
+
+#: Longer than any work; asyncpg takes no other word for "no limit" where the connection has one.
+_NO_LIMIT_S = 10.0**8
+#: Seconds in which the server says itself that a statement has reached its limit.
+_ANSWER_S = 10.0
 _CONTROL = ("BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE")
 
 
@@ -162,10 +168,14 @@ class AsyncPsycopgTarget(_AsyncTarget):
 class AsyncpgTarget(_AsyncTarget):
     """Steps on an asyncpg connection of the caller's."""
 
-    def __init__(self, connection: asyncpg.Connection[Any]) -> None:
+    def __init__(self, connection: asyncpg.Connection[Any], timeouts: Timeouts) -> None:
         super().__init__()
         self._connection = connection
         self._in_control = False
+        # The server keeps our own limit. asyncpg's command_timeout is meant for the statements of
+        # the application and would end a COPY of some seconds; None would mean just that one.
+        limit_s = timeouts.statement_s
+        self._limit_s = _NO_LIMIT_S if limit_s is None else limit_s + _ANSWER_S
 
     async def interrupt(self, task: asyncio.Task[Any]) -> None:
         """Cancel the task, which asyncpg cleans up after; but BEGIN might be done nevertheless."""
@@ -190,11 +200,16 @@ class AsyncpgTarget(_AsyncTarget):
             # By the simple protocol: nothing of it stays in the cache of prepared statements.
             self._in_control = True
             try:
-                await self._connection.execute(sql)
+                await self._connection.execute(sql, timeout=self._limit_s)
+            except Exception as error:
+                if "another operation is in progress" in str(error):
+                    raise busy() from error
+                raise
             finally:
                 self._in_control = False
             return []
-        return [tuple(record) for record in await self._connection.fetch(sql, *parameters)]
+        records = await self._connection.fetch(sql, *parameters, timeout=self._limit_s)
+        return [tuple(record) for record in records]
 
     async def copy(self, step: Copy) -> int:
         """Send COPY text by asyncpg's own COPY.
@@ -234,6 +249,8 @@ class AsyncpgTarget(_AsyncTarget):
                     schema_name=step.schema,
                     format="text",
                     encoding="utf8",
+                    # A COPY is watched for standing still; a long one is no fault.
+                    timeout=_NO_LIMIT_S,
                 )
             except Exception as error:
                 if failure and failure[0] is not error:
@@ -245,14 +262,17 @@ class AsyncpgTarget(_AsyncTarget):
 class AsyncSQLAlchemyTarget(_AsyncTarget):
     """Steps on the driver's connection below an SQLAlchemy AsyncConnection or AsyncSession."""
 
-    def __init__(self, db: AsyncConnection | AsyncSession) -> None:
+    def __init__(self, db: AsyncConnection | AsyncSession, timeouts: Timeouts) -> None:
         super().__init__()
-        self._db = db
+        self._db, self._timeouts = db, timeouts
         self._driver: AsyncPsycopgTarget | AsyncpgTarget | None = None
 
     async def interrupt(self, task: asyncio.Task[Any]) -> None:
         """Make the step that this task performs end soon."""
-        await (super() if self._driver is None else self._driver).interrupt(task)
+        if self._driver is not None:
+            await self._driver.interrupt(task)
+        else:
+            task.cancel()
 
     async def discard(self) -> None:
         """Close the driver's connection; SQLAlchemy notices."""
@@ -272,7 +292,7 @@ class AsyncSQLAlchemyTarget(_AsyncTarget):
         if isinstance(driver, psycopg.AsyncConnection):
             self._driver = AsyncPsycopgTarget(driver)
         else:
-            self._driver = AsyncpgTarget(driver)
+            self._driver = AsyncpgTarget(driver, self._timeouts)
         return await self._driver.begin_statement()
 
     async def execute(self, sql: str, parameters: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:

@@ -23,13 +23,16 @@ from typing import TypeAlias, TypeVar
 
 import tenacity
 
+from keikaku_snapshots.datasets.parameters import check_seconds
 from keikaku_snapshots.datasets.steps import Begin, Commit, Execute, Rollback, Sleep, Steps
-from keikaku_snapshots.errors import KeikakuError, OutcomeUnknownError, UniqueError
+from keikaku_snapshots.errors import KeikakuError, OutcomeUnknownError, UniqueError, UsageError
 from keikaku_snapshots.postgres.connect import RetryPolicy, retrying
 from keikaku_snapshots.postgres.failures import is_transient, report_of, translate
 
 ResultT = TypeVar("ResultT")
 
+#: What is said of a transaction that takes no statement any more.
+FAILED_TRANSACTION = "The transaction of this connection has failed before"
 #: How often values that were drawn without a seed are drawn anew after a collision.
 FRESH_TRIES = 3
 
@@ -55,6 +58,12 @@ class Timeouts:
     lock_s: float | None = 10.0
     #: A COPY that takes no more rows.
     stall_s: float | None = 60.0
+
+    def __post_init__(self) -> None:
+        for name in ("connect_s", "statement_s", "lock_s", "stall_s"):
+            value: object = getattr(self, name)
+            if value is not None or name == "connect_s":
+                check_seconds(name, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +186,8 @@ def _in_transaction(unit: Unit[ResultT], settings: dict[str, str], state: _State
 def _settings(timeouts: Timeouts, schema: str | None) -> dict[str, str]:
     settings = dict(_FIXED_SETTINGS)
     for name, seconds in (("statement_timeout", timeouts.statement_s), ("lock_timeout", timeouts.lock_s)):
-        settings[name] = str(round((seconds or 0) * 1000))
+        # 0 would switch the limit off.
+        settings[name] = "0" if seconds is None else str(max(1, round(seconds * 1000)))
     if schema is not None:
         settings["search_path"] = '"' + schema.replace('"', '""') + '", public'
     return settings
@@ -207,6 +217,11 @@ def _translated(error: Exception) -> Exception:
     """A driver's error in the library's words; what a row generator raised as it is."""
     if isinstance(error, KeikakuError):
         return error
+    if report_of(error).sqlstate == "25P02":
+        # The other error of the transaction is the caller's own, and older.
+        failed = UsageError(FAILED_TRANSACTION, hint="Roll it back, then call again.")
+        failed.__cause__ = error
+        return failed
     module = type(error).__module__.partition(".")[0]
     if module not in {"psycopg", "psycopg_pool", "asyncpg", "sqlalchemy"} and not isinstance(
         error, ConnectionError

@@ -12,6 +12,8 @@
 asyncpg), or an asyncpg ``Connection``. On an asynchronous one every function
 returns an awaitable.
 
+Databases whose name or host looks like production are refused, as by `generate`.
+
 Each call is all or nothing. In the caller's transaction it is a savepoint, which is
 rolled back to when it fails; it is never committed for the caller. On an autocommit
 connection or a URL it is committed, and tried again when the connection is lost.
@@ -30,7 +32,9 @@ from uuid import UUID
 from keikaku_snapshots.datasets import bulk_units
 from keikaku_snapshots.datasets.copy import check_batch_size
 from keikaku_snapshots.datasets.dataset import check_count
+from keikaku_snapshots.datasets.guards import PROTECTED_WORDS, check_allowed
 from keikaku_snapshots.datasets.keikaku_rows import Dates
+from keikaku_snapshots.datasets.parameters import check_seed
 from keikaku_snapshots.datasets.targets import run
 from keikaku_snapshots.errors import ParameterTypeError, UsageError
 
@@ -43,7 +47,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
     from sqlalchemy.orm import Session
 
-    from keikaku_snapshots.datasets.attempts import Timeouts, Unit
+    from keikaku_snapshots.datasets.attempts import Attempt, Timeouts, Unit
     from keikaku_snapshots.datasets.keikaku_records import (
         Office,
         Staff,
@@ -51,6 +55,7 @@ if TYPE_CHECKING:
         SupportPlanCycle,
         WelfareRecipient,
     )
+    from keikaku_snapshots.datasets.steps import Steps
     from keikaku_snapshots.postgres.connect import RetryPolicy
     from keikaku_snapshots.postgres.url import DatabaseURL
     from keikaku_snapshots.progress import ProgressCallback
@@ -84,6 +89,13 @@ class BulkOptions(TypedDict, total=False):
     timeouts: Timeouts | None
     #: Megabytes of resident memory above which the work stops with nothing written.
     memory_limit_mb: float | None
+    #: Also work on a database that looks like production. The staff that is made there has a
+    #: password that everybody can read in the documentation.
+    allow_protected: bool
+    #: Words in the name of database or host that look like it; the usual ones when left out.
+    protected_words: Sequence[str]
+    #: Patterns of the only databases to work on; all when empty.
+    allowed_databases: Sequence[str]
 
 
 @overload
@@ -134,7 +146,11 @@ def bulk_create_offices(
     check_count("count", count)
     call = _call(check_batch_size(batch_size), options)
     owner = None if created_by is None else _id("created_by", created_by)
-    return _run(db, lambda _: bulk_units.create_offices(call, count, owner), options)
+
+    def unit(attempt: Attempt) -> Steps[list[Office]]:
+        return bulk_units.create_offices(call, count, owner, immediate=attempt.owned)
+
+    return _run(db, unit, options)
 
 
 @overload
@@ -317,9 +333,20 @@ def bulk_create_support_plan_cycles(
 
 
 def _run(db: Any, unit: Unit[Any], options: BulkOptions) -> Any:
+    check = check_allowed(
+        db,
+        allow_protected=options.get("allow_protected", False),
+        protected_words=options.get("protected_words", PROTECTED_WORDS),
+        allowed_databases=options.get("allowed_databases", ()),
+    )
+
+    def guarded(attempt: Attempt) -> Steps[Any]:
+        yield from check()
+        return (yield from unit(attempt))
+
     return run(
         db,
-        unit,
+        guarded,
         policy=options.get("retry"),
         timeouts=options.get("timeouts"),
         unseeded=options.get("seed") is None,
@@ -332,15 +359,13 @@ def _call(batch_size: int, options: BulkOptions) -> bulk_units.Call:
     if unknown:
         known = ", ".join(BulkOptions.__annotations__)
         raise ParameterTypeError(f"There is no option {unknown[0]!r}", found=f"Options are: {known}")
-    seed: object = options.get("seed")
-    if seed is not None and (not isinstance(seed, int | str) or isinstance(seed, bool)):
-        raise ParameterTypeError(f"seed must be an integer or text, not {type(seed).__name__}: {seed!r}")
+    seed = options.get("seed")
     day: object = options.get("reference_date") or datetime.now(UTC).date()
     if not isinstance(day, date) or isinstance(day, datetime):
         raise ParameterTypeError(f"reference_date must be a date, not {type(day).__name__}: {day!r}")
     return bulk_units.Call(
         batch_size=batch_size,
-        seed=seed,
+        seed=None if seed is None else check_seed(seed),
         dates=Dates(day),
         schema=options.get("schema"),
         progress=options.get("progress"),

@@ -15,6 +15,7 @@ from keikaku_snapshots.datasets.copy import copy_rows, memory_check
 from keikaku_snapshots.datasets.ids import draw_ids
 from keikaku_snapshots.datasets.steps import Execute, Steps
 from keikaku_snapshots.errors import ForeignKeyError, UsageError
+from keikaku_snapshots.postgres.failures import translate
 from keikaku_snapshots.postgres.url import quote_identifier
 
 if TYPE_CHECKING:
@@ -99,8 +100,17 @@ class Drawing:
         return f"{quote_identifier(self.call.schema)}.{quote_identifier(table)}"
 
 
-def create_offices(call: Call, count: int, created_by: str | None) -> Steps[list[records.Office]]:
-    """Offices, and the system staff that owns them when nobody else does."""
+def create_offices(
+    call: Call, count: int, created_by: str | None, *, immediate: bool
+) -> Steps[list[records.Office]]:
+    """Offices, and the system staff that owns them when nobody else does.
+
+    Args:
+        call: What was asked for.
+        count: How many.
+        created_by: Who owns them; the system staff when None.
+        immediate: Check deferred constraints too, which a caller's own transaction leaves for its end.
+    """
     drawing = call.drawing()
     owner = created_by or (yield from _system_staff(drawing))
     first_number = 0
@@ -112,10 +122,14 @@ def create_offices(call: Call, count: int, created_by: str | None) -> Steps[list
     values = list(rows.office_rows(random, ids, call.dates, first_number=first_number, created_by=owner))
     try:
         yield from drawing.copy("offices", rows.OFFICE_COLUMNS, values)
-    except ForeignKeyError as error:
-        if created_by is not None:
-            error.hint = _CREATE_SYSTEM_STAFF
-        raise
+        if immediate:
+            yield Execute("SET CONSTRAINTS ALL IMMEDIATE")
+    except Exception as error:
+        explained = translate(error, doing="copying offices", table="offices")
+        if created_by is None or not isinstance(explained, ForeignKeyError):
+            raise
+        explained.hint = _CREATE_SYSTEM_STAFF
+        raise explained from (error.__cause__ if explained is error else error)
     return records.records_of(records.Office, values)
 
 

@@ -57,6 +57,8 @@ def drop_constraints(found: Sequence[Found]) -> Steps[list[str]]:
         The statements that bring them back, for `add_constraints`.
     """
     oids = [table.oid for table in found]
+    # ALTER TABLE refuses a table with a check that still waits for COMMIT.
+    yield Execute("SET CONSTRAINTS ALL IMMEDIATE")
     back: list[str] = []
     # Keys are listed before an index is dropped, and come back after the indexes.
     keys = yield Execute(_FOREIGN_KEYS, (oids,))

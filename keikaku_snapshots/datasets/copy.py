@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 import warnings
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from keikaku_snapshots.datasets.dataset import Row, check_count
 from keikaku_snapshots.datasets.encoding import Kind, encode_rows
 from keikaku_snapshots.datasets.steps import Copy, Pending, Steps
-from keikaku_snapshots.errors import DataError, KeikakuError, MemoryLimitError, ParameterTypeError
+from keikaku_snapshots.errors import DataError, KeikakuError, MemoryLimitError, ParameterTypeError, UsageError
 from keikaku_snapshots.postgres.failures import report_of, translate
 from keikaku_snapshots.progress import Progress, ProgressCallback
 
@@ -73,6 +74,8 @@ def memory_check(limit_mb: float | None) -> Callable[[], None]:
     given: object = limit_mb
     if not isinstance(given, int | float) or isinstance(given, bool):
         raise ParameterTypeError(f"memory_limit_mb must be a number, not {type(given).__name__}: {given!r}")
+    if not limit_mb > 0:
+        raise UsageError(f"memory_limit_mb must be greater than 0, not {limit_mb!r}")
     import psutil
 
     process = psutil.Process()
@@ -120,7 +123,7 @@ class StepProgress:
 def batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
     """The rows in lists of `size`, the last one shorter."""
     iterator = iter(rows)
-    while batch := list(islice(iterator, size)):
+    while batch := list(islice(iterator, min(size, sys.maxsize))):
         yield batch
 
 
@@ -258,7 +261,7 @@ def _explained(
 ) -> Exception:
     """The error in plain words when the server refused a row; any other as it is."""
     report = report_of(error)
-    if isinstance(error, KeikakuError) or report.sqlstate[:2] not in {"22", "23"}:
+    if isinstance(error, KeikakuError) or report.sqlstate[:2] not in {"22", "23", "P0"}:
         return error
     row = _row_of_context(report.context, start)
     if row is None and rows_again is not None and report.sqlstate == "23503":

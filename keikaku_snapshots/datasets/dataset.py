@@ -191,7 +191,9 @@ class Table:
         if self.rows_per_unit is None:
             return None
         each = self.rows_per_unit
-        number = scale.per_unit[each] if isinstance(each, str) else each
+        number = scale.per_unit.get(each) if isinstance(each, str) else each
+        if number is None:  # the row functions have a number of their own
+            return None
         return number * scale.units + self.extra_rows
 
 
@@ -268,7 +270,7 @@ def find_dataset(reference: str | Dataset) -> Dataset:
     if reference in _BUILT_IN:
         return _imported(_BUILT_IN[reference])
     for point in entry_points(group=ENTRY_POINT_GROUP, name=reference):
-        return _checked(point.load(), reference)
+        return _checked(_loaded(point.load, reference), reference)
     raise UnknownDatasetError(
         f"There is no dataset {reference!r}", found=f"Known datasets: {', '.join(known_datasets())}"
     )
@@ -310,15 +312,23 @@ def check_count(name: str, value: object) -> int:
 
 def _imported(reference: str) -> Dataset:
     module_name, _, attribute = reference.partition(":")
-    try:
+
+    def load() -> Any:
         found = _module(module_name)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
+        return found
+
+    return _checked(_loaded(load, reference), reference)
+
+
+def _loaded(load: Callable[[], Any], reference: str) -> Any:
+    try:
+        return load()
+    except Exception as error:  # the module is the user's own, and may fail in any way
         raise UnknownDatasetError(
             f"Dataset {reference!r} cannot be imported", found=f"{type(error).__name__}: {error}"
         ) from error
-    return _checked(found, reference)
 
 
 def _module(name: str) -> Any:

@@ -11,21 +11,25 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 from keikaku_snapshots.datasets.attempts import Attempt, Timeouts
-from keikaku_snapshots.datasets.clean import delete_test_rows
+from keikaku_snapshots.datasets.clean import count_test_rows, delete_test_rows
 from keikaku_snapshots.datasets.constraints import add_constraints, drop_constraints
 from keikaku_snapshots.datasets.copy import StepProgress, check_batch_size, copy_blocks, memory_check
 from keikaku_snapshots.datasets.dataset import Dataset, Scale, find_dataset
-from keikaku_snapshots.datasets.guards import check_allowed
+from keikaku_snapshots.datasets.guards import PROTECTED_WORDS, check_allowed
+from keikaku_snapshots.datasets.parameters import check_flag, check_seed
 from keikaku_snapshots.datasets.schema import (
     Found,
     lock_tables,
     prepare_tables,
     reset_sequences,
+    set_constraints,
     taken_numbers,
+    waiting_keys,
 )
 from keikaku_snapshots.datasets.shards import TableSource
+from keikaku_snapshots.datasets.steps import Execute
 from keikaku_snapshots.datasets.targets import run
-from keikaku_snapshots.errors import ParameterTypeError
+from keikaku_snapshots.errors import ForeignKeyError, ParameterTypeError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -42,10 +46,11 @@ if TYPE_CHECKING:
     from keikaku_snapshots.postgres.url import DatabaseURL
     from keikaku_snapshots.progress import ProgressCallback
 
+_CIRCLE_HINT = (
+    "The tables refer to each other in a circle. Make one of the foreign keys DEFERRABLE, leave its "
+    "column NULL, or pass drop_and_readd_constraints=True."
+)
 _log = logging.getLogger("keikaku_snapshots.datasets")
-
-#: Words that mark a database or host as one that nobody generates into by mistake.
-PROTECTED_WORDS = ("prod", "production", "live")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,7 @@ class _Plan:
     clean_existing: bool
     create_tables: bool
     drop_constraints: bool
+    analyze: bool
     schema: str | None
     timeouts: Timeouts
     check_memory: Callable[[], None]
@@ -103,6 +109,7 @@ class Options(TypedDict, total=False):
     clean_existing: bool
     create_tables: bool
     drop_and_readd_constraints: bool
+    analyze: bool
     schema: str | None
     retry: RetryPolicy | None
     timeouts: Timeouts | None
@@ -139,6 +146,7 @@ def generate(
     clean_existing: bool = True,
     create_tables: bool = False,
     drop_and_readd_constraints: bool = False,
+    analyze: bool = True,
     schema: str | None = None,
     retry: RetryPolicy | None = None,
     timeouts: Timeouts | None = None,
@@ -171,7 +179,10 @@ def generate(
         create_tables: Create tables (and their types and indexes) that are missing.
         drop_and_readd_constraints: Drop foreign keys and secondary indexes
             for the load and add them again, validated; for large loads. Locks
-            the tables against readers too.
+            the tables against readers too, and checks deferred constraints at once.
+        analyze: Collect the planner's statistics of the tables, in the same
+            transaction: the next query is planned for the rows that are there,
+            without waiting for autovacuum.
         schema: Where tables without a schema of their own are; the connection's
             search path decides when None.
         retry: How often and how patiently; 3 tries, 2 to 10 s apart, when None.
@@ -200,26 +211,27 @@ def generate(
         MemoryLimitError: The memory limit was reached.
     """
     chosen = find_dataset(dataset)
-    given: object = seed
-    if not isinstance(given, int | str) or isinstance(given, bool):
-        raise ParameterTypeError(f"seed must be an integer or a str, not {type(seed).__name__}: {seed!r}")
     plan = _Plan(
         dataset=chosen,
         scale=_scale(chosen, scale),
-        seed=seed,
+        seed=check_seed(seed),
         reference_date=_date(reference_date),
         batch_size=check_batch_size(batch_size),
-        clean_existing=clean_existing,
-        create_tables=create_tables,
-        drop_constraints=drop_and_readd_constraints,
+        clean_existing=check_flag("clean_existing", clean_existing),
+        create_tables=check_flag("create_tables", create_tables),
+        drop_constraints=check_flag("drop_and_readd_constraints", drop_and_readd_constraints),
+        analyze=check_flag("analyze", analyze),
         schema=schema,
         timeouts=timeouts or Timeouts(),
         check_memory=memory_check(memory_limit_mb),
-        check_allowed=partial(
-            check_allowed, db, protected_words if not allow_protected else (), allowed_databases
+        check_allowed=check_allowed(
+            db,
+            allow_protected=allow_protected,
+            protected_words=protected_words,
+            allowed_databases=allowed_databases,
         ),
         progress=progress,
-        executor=executor,
+        executor=_executor(executor),
     )
     result: Generated | Awaitable[Generated] = run(
         db, partial(_generate, plan), policy=retry, timeouts=plan.timeouts, schema=schema, finish=_timed(plan)
@@ -239,20 +251,20 @@ def _generate(plan: _Plan, attempt: Attempt) -> Steps[Generated]:
     yield from plan.check_allowed()
     plan.check_memory()
     tables = yield from prepare_tables(plan.dataset, create=plan.create_tables, schema=plan.schema)
-    deleted = 0
     if plan.clean_existing or any(table.sequences for table in tables):
         yield from lock_tables(tables)
-    if plan.clean_existing:
-        counter = StepProgress(plan.progress, "delete old test rows", None)
-        deleted = yield from delete_test_rows(tables, plan.dataset.marker)
-        counter.add(deleted)
-        counter.finish()
-        _log.info("deleted %d old test rows", deleted)
-    taken = yield from taken_numbers(tables)
+    present = (yield from count_test_rows(tables, plan.dataset.marker)) if plan.clean_existing else {}
     back = (yield from drop_constraints(tables)) if plan.drop_constraints else []
+    waiting = [] if plan.drop_constraints else (yield from waiting_keys(tables))
+    yield from set_constraints(waiting, "DEFERRED")
+    deleted = (yield from _delete(plan, tables, present)) if plan.clean_existing else 0
+    taken = yield from taken_numbers(tables)
     rows, checksum = yield from _load(plan, tables, taken)
     yield from add_constraints(back)
+    yield from set_constraints(waiting, "IMMEDIATE")
     yield from reset_sequences(tables)
+    if plan.analyze:
+        yield Execute(f"ANALYZE {', '.join(table.sql for table in tables)}")
     return Generated(
         dataset=plan.dataset.name,
         scale=plan.scale.name,
@@ -265,6 +277,15 @@ def _generate(plan: _Plan, attempt: Attempt) -> Steps[Generated]:
     )
 
 
+def _delete(plan: _Plan, tables: Sequence[Found], present: dict[int, int]) -> Steps[int]:
+    counter = StepProgress(plan.progress, "delete old test rows", None)
+    deleted = yield from delete_test_rows(tables, plan.dataset.marker, present)
+    counter.add(deleted)
+    counter.finish()
+    _log.info("deleted %d old test rows", deleted)
+    return deleted
+
+
 def _load(plan: _Plan, tables: Sequence[Found], taken: dict[str, int]) -> Steps[tuple[dict[str, int], str]]:
     rows: dict[str, int] = {}
     checksums: dict[str, str] = {}
@@ -274,18 +295,7 @@ def _load(plan: _Plan, tables: Sequence[Found], taken: dict[str, int]) -> Steps[
     for table in tables:
         began = time.perf_counter()
         source = TableSource(table, shards, plan.batch_size, plan.executor)
-        rows[table.table.name] = yield from copy_blocks(
-            table.name,
-            table.columns,
-            source.blocks,
-            batch_size=plan.batch_size,
-            schema=table.schema,
-            rows_again=source.rows,
-            progress=plan.progress,
-            total=table.table.expected_rows(plan.scale),
-            check_memory=plan.check_memory,
-            stall_timeout_s=plan.timeouts.stall_s,
-        )
+        rows[table.table.name] = yield from _copy(plan, table, source)
         checksums[table.table.name] = source.checksum
         _log.info(
             "copied %d rows into %s in %.2f s",
@@ -297,12 +307,41 @@ def _load(plan: _Plan, tables: Sequence[Found], taken: dict[str, int]) -> Steps[
     return rows, hashlib.sha256(lines.encode()).hexdigest()
 
 
+def _copy(plan: _Plan, table: Found, source: TableSource) -> Steps[int]:
+    try:
+        return (
+            yield from copy_blocks(
+                table.name,
+                table.columns,
+                source.blocks,
+                batch_size=plan.batch_size,
+                schema=table.schema,
+                rows_again=source.rows,
+                progress=plan.progress,
+                total=table.table.expected_rows(plan.scale),
+                check_memory=plan.check_memory,
+                stall_timeout_s=plan.timeouts.stall_s,
+            )
+        )
+    except ForeignKeyError as error:
+        if table.circle:
+            error.hint = _CIRCLE_HINT
+        raise
+
+
 def _scale(dataset: Dataset, scale: Scale | str) -> Scale:
     if isinstance(scale, Scale):
         return scale
     if not isinstance(scale, str):
         raise ParameterTypeError(f"scale must be a Scale or a name, not {type(scale).__name__}: {scale!r}")
     return dataset.scale(scale)
+
+
+def _executor(executor: Executor | None) -> Executor | None:
+    if executor is not None and not callable(getattr(executor, "submit", None)):
+        what = f"executor must have submit() as those of concurrent.futures, not {type(executor).__name__}"
+        raise ParameterTypeError(f"{what}: {executor!r}")
+    return executor
 
 
 def _date(value: date | None) -> date:

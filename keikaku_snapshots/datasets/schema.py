@@ -5,7 +5,7 @@ Everything is looked at before anything is changed, and all differences are told
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from keikaku_snapshots.datasets.steps import Execute, Steps, qualified, quote_name
@@ -37,6 +37,12 @@ class ForeignKey:
     parent_oid: int
     #: The columns referred to, not quoted.
     parent_columns: tuple[str, ...]
+    #: The operators that the server compares them with, the column referred to on the left.
+    operators: tuple[str, ...]
+    #: The constraint with its schema as SQL identifiers, and whether it can be checked later
+    #: than it is now.
+    sql: str
+    may_wait: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,8 @@ class Found:
     has_marker: bool
     #: Filled columns that own a sequence, and the sequence as text.
     sequences: dict[str, str] = field(default_factory=dict)
+    #: Tables with the same number, not 0, refer to each other in a circle.
+    circle: int = 0
 
     @property
     def sql(self) -> str:
@@ -120,7 +128,12 @@ SELECT c.conname::text, cn.nspname::text, cr.relname::text,
        coalesce(pg_catalog.pg_partition_root(c.confrelid), c.confrelid)::oid::int8,
        (SELECT array_agg(a.attname::text ORDER BY k.ord)
         FROM unnest(c.confkey) WITH ORDINALITY AS k (num, ord)
-        JOIN pg_catalog.pg_attribute a ON a.attrelid = c.confrelid AND a.attnum = k.num)
+        JOIN pg_catalog.pg_attribute a ON a.attrelid = c.confrelid AND a.attnum = k.num),
+       (SELECT array_agg(format('OPERATOR(%I.%s)', n.nspname, o.oprname) ORDER BY k.ord)
+        FROM unnest(c.conpfeqop) WITH ORDINALITY AS k (num, ord)
+        JOIN pg_catalog.pg_operator o ON o.oid = k.num
+        JOIN pg_catalog.pg_namespace n ON n.oid = o.oprnamespace),
+       format('%I.%I', cn.nspname, c.conname), c.condeferrable AND NOT c.condeferred
 FROM pg_catalog.pg_constraint c
 JOIN pg_catalog.pg_class cr ON cr.oid = c.conrelid
 JOIN pg_catalog.pg_namespace cn ON cn.oid = cr.relnamespace
@@ -130,6 +143,10 @@ WHERE c.contype = 'f' AND c.conparentid = 0
   AND coalesce(pg_catalog.pg_partition_root(c.confrelid), c.confrelid)::oid = ANY ($1::int8[]::oid[])
 ORDER BY 2, 3, 1
 """
+
+
+#: Number of the advisory lock under which missing tables are created.
+_CREATION_LOCK = int.from_bytes(b"keikaku1", "big", signed=True)
 
 
 def prepare_tables(dataset: Dataset, *, create: bool, schema: str | None) -> Steps[list[Found]]:
@@ -156,6 +173,10 @@ def prepare_tables(dataset: Dataset, *, create: bool, schema: str | None) -> Ste
             hint="Run the migrations first, or pass create_tables=True (--create-tables).",
         )
     if missing:
+        # Two processes that find the same tables missing create them one after the other.
+        yield Execute("SELECT pg_catalog.pg_advisory_xact_lock($1::int8)::text", (_CREATION_LOCK,))
+        rows = yield Execute(_RESOLVE, (names,))
+        missing = [table for table, row in zip(dataset.tables, rows, strict=True) if row[0] is None]
         yield from _create(missing, schema)
         rows = yield Execute(_RESOLVE, (names,))
     found = yield from _compare(dataset, rows)
@@ -176,8 +197,10 @@ def _create(missing: Sequence[Table], schema: str | None) -> Steps[None]:
     engine = create_mock_engine(
         "postgresql+psycopg://", lambda ddl, *_args, **_keywords: statements.append(ddl)
     )
-    if schema is not None:
-        statements.append(CreateSchema(schema, if_not_exists=True))
+    for name in sorted({table.table.schema or schema or "" for table in missing} - {""}):
+        rows = yield Execute("SELECT pg_catalog.to_regnamespace($1::text) IS NULL", (quote_name(name),))
+        if rows[0][0]:  # IF NOT EXISTS would ask for the right to create one in any case
+            statements.append(CreateSchema(name))
     for metadata in {id(table.table.metadata): table.table.metadata for table in missing}.values():
         wanted = [table.table for table in missing if table.table.metadata is metadata]
         metadata.create_all(engine, tables=wanted, checkfirst=False)
@@ -293,22 +316,47 @@ def foreign_keys(found: Sequence[Found]) -> Steps[list[ForeignKey]]:
             parent=qualified(row[5], row[6]),
             parent_oid=row[7],
             parent_columns=tuple(row[8]),
+            operators=tuple(row[9]),
+            sql=row[10],
+            may_wait=row[11],
         )
         for row in rows
     ]
 
 
 def in_order(found: Sequence[Found], keys: Iterable[ForeignKey]) -> list[Found]:
-    """The tables, parents first."""
+    """The tables, parents first; in the dataset's order where they refer to each other or not at all."""
     by_oid = {table.oid: table for table in found}
-    label = {table.oid: (table.sql, table.oid) for table in found}
+    label = {table.oid: (place, table.oid) for place, table in enumerate(found)}
     pairs = {
         (label[key.child_oid], label[key.parent_oid])
         for key in keys
         if key.child_oid in by_oid and key.parent_oid in by_oid
     }
-    order, _circles = order_by_references(label.values(), pairs)
-    return [by_oid[oid] for _, oid in order]
+    order, circles = order_by_references(label.values(), pairs)
+    circle_of = {oid: number for number, circle in enumerate(circles, start=1) for _, oid in circle}
+    return [replace(by_oid[oid], circle=circle_of.get(oid, 0)) for _, oid in order]
+
+
+def waiting_keys(found: Sequence[Found]) -> Steps[list[str]]:
+    """The foreign keys of circles between the tables that can be checked later, as SQL identifiers."""
+    if not any(table.circle for table in found):
+        return []
+    circle_of = {table.oid: table.circle for table in found}
+    keys = yield from foreign_keys(found)
+    return [
+        key.sql
+        for key in keys
+        if key.may_wait
+        and circle_of.get(key.child_oid)
+        and circle_of[key.child_oid] == circle_of[key.parent_oid]
+    ]
+
+
+def set_constraints(keys: Sequence[str], mode: str) -> Steps[None]:
+    """Check these constraints DEFERRED or IMMEDIATE from now on."""
+    if keys:
+        yield Execute(f"SET CONSTRAINTS {', '.join(keys)} {mode}")
 
 
 def lock_tables(found: Sequence[Found]) -> Steps[None]:
@@ -327,7 +375,7 @@ def taken_numbers(found: Sequence[Found]) -> Steps[dict[str, int]]:
     for table in found:
         for column in table.sequences:
             rows = yield Execute(f"SELECT max({quote_name(column)})::int8 FROM {table.sql}")  # noqa: S608 - names are quoted
-            taken[table.table.name] = max(0, rows[0][0] or 0)
+            taken[table.table.name] = max(taken.get(table.table.name, 0), rows[0][0] or 0)
     return taken
 
 
@@ -339,4 +387,11 @@ def reset_sequences(found: Sequence[Found]) -> Steps[None]:
     for table in found:
         for column, sequence in table.sequences.items():
             highest = f"SELECT coalesce(max({quote_name(column)}), 0)::int8 + 1 FROM {table.sql}"  # noqa: S608 - names are quoted
-            yield Execute(f"SELECT pg_catalog.setval($1::text::regclass, ({highest}), false)", (sequence,))
+            # A sequence that counts down, or does not reach this far, goes on where it is:
+            # it gives none of our numbers, or is for its owner to widen.
+            put_right = (
+                f"SELECT pg_catalog.setval(seqrelid::regclass, greatest(({highest}), seqmin), false) "  # noqa: S608 - as above
+                "FROM pg_catalog.pg_sequence WHERE seqrelid = $1::text::regclass "
+                f"AND seqincrement > 0 AND ({highest}) <= seqmax"
+            )
+            yield Execute(put_right, (sequence,))

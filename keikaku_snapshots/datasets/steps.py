@@ -205,7 +205,7 @@ async def _whole(target: AsyncTarget, step: Step) -> tuple[Any, asyncio.Cancelle
 
 
 async def _undisturbed(work: Awaitable[Any]) -> None:
-    """Wait for short work, also when the cancellation is repeated, as scopes of anyio do; errors are dropped."""
+    """Wait for short work, also when the cancellation is repeated, as anyio does it; errors are dropped."""
     task = asyncio.ensure_future(work)
     while not task.done():
         try:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import psycopg
 
-from keikaku_snapshots.datasets.attempts import Timeouts, Unit, attempts
+from keikaku_snapshots.datasets.attempts import FAILED_TRANSACTION, Timeouts, Unit, attempts
+from keikaku_snapshots.datasets.parameters import check_schema
 from keikaku_snapshots.datasets.steps import (
     AsyncTarget,
     Begin,
@@ -79,6 +80,11 @@ def run(
         ParameterTypeError: `db` is none of these.
         KeikakuError: The work failed and is undone.
     """
+    for name, value, kind in (("retry", policy, RetryPolicy), ("timeouts", timeouts, Timeouts)):
+        if value is not None and not isinstance(value, kind):
+            what = f"{name} must be a {kind.__name__}, not {type(value).__name__}: {value!r}"
+            raise ParameterTypeError(what)
+    check_schema(schema)
     timeouts = timeouts or Timeouts()
     target = open_target(db, timeouts)
     steps = finished(
@@ -120,10 +126,10 @@ def open_target(db: Database, timeouts: Timeouts | None = None) -> Any:
     if kind == "psycopg-async":
         return async_targets.AsyncPsycopgTarget(db)
     if kind == "asyncpg":
-        return async_targets.AsyncpgTarget(db)
+        return async_targets.AsyncpgTarget(db, timeouts or Timeouts())
     if kind.startswith("sqlalchemy-async"):
-        return async_targets.AsyncSQLAlchemyTarget(db)
-    return SQLAlchemyTarget(db)
+        return async_targets.AsyncSQLAlchemyTarget(db, timeouts or Timeouts())
+    return SQLAlchemyTarget(db, timeouts or Timeouts())
 
 
 def _kind(db: Database) -> str:
@@ -161,12 +167,18 @@ def begin_statement(*, autocommit: bool, status: psycopg.pq.TransactionStatus) -
     """
     states = psycopg.pq.TransactionStatus
     if status == states.INERROR:
-        what = "The transaction of this connection has failed before"
-        raise UsageError(what, hint="Roll it back, then call again.")
+        raise UsageError(FAILED_TRANSACTION, hint="Roll it back, then call again.")
     if status == states.ACTIVE:
-        what = "The connection is busy with another statement"
-        raise UsageError(what, hint="Finish it (read its rows, end its COPY), or use another connection.")
+        raise busy()
     return "BEGIN" if autocommit and status == states.IDLE else None
+
+
+def busy() -> UsageError:
+    """The error for a connection that does something else at the same time."""
+    return UsageError(
+        "The connection is busy with another statement",
+        hint="Finish it (await it, read its rows, end its COPY or pipeline), or use another connection.",
+    )
 
 
 class PsycopgTarget:
@@ -225,6 +237,8 @@ class PsycopgTarget:
 
     def _begin(self) -> bool:
         connection = self.connection
+        if connection.pgconn.pipeline_status != psycopg.pq.PipelineStatus.OFF:
+            raise busy()  # COPY cannot be part of a pipeline
         statement = begin_statement(
             autocommit=connection.autocommit, status=connection.info.transaction_status
         )
@@ -268,11 +282,24 @@ class UrlTarget(PsycopgTarget):
 
 
 class SQLAlchemyTarget(PsycopgTarget):
-    """Steps on the psycopg connection below an SQLAlchemy connection or session."""
+    """Steps on the driver's connection below an SQLAlchemy connection or session.
 
-    def __init__(self, db: sqlalchemy.Connection | Session) -> None:
+    Inside ``AsyncSession.run_sync`` the driver is an asynchronous one; then its steps are
+    awaited as SQLAlchemy's own statements are there.
+    """
+
+    def __init__(self, db: sqlalchemy.Connection | Session, timeouts: Timeouts) -> None:
         super().__init__(None)
-        self._db = db
+        self._db, self._timeouts = db, timeouts
+        self._bridged: Any = None
+
+    def perform(self, step: Step) -> Any:
+        """Do the step and return its answer."""
+        if self._bridged is None or isinstance(step, Begin):
+            return super().perform(step)
+        from sqlalchemy.util import await_only
+
+        return await_only(self._bridged.perform(step))
 
     def _begin(self) -> bool:
         connection: Any = self._db
@@ -282,8 +309,15 @@ class SQLAlchemyTarget(PsycopgTarget):
         check_driver(connection.dialect)
         # SQLAlchemy must know that a transaction has begun, or its commit() would do nothing.
         connection.exec_driver_sql("SELECT 1").close()
-        self._connection = connection.connection.driver_connection
-        return super()._begin()
+        driver = connection.connection.driver_connection
+        if not connection.dialect.is_async:
+            self._connection = driver
+            return super()._begin()
+        from sqlalchemy.util import await_only
+
+        self._bridged = open_target(driver, self._timeouts)
+        owned: bool = await_only(self._bridged.perform(Begin()))
+        return owned
 
 
 def check_driver(dialect: Any) -> None:

@@ -27,7 +27,13 @@ from keikaku_snapshots.datasets.bulk import (
     bulk_create_support_plans_and_cycles,
     bulk_create_welfare_recipients,
 )
-from keikaku_snapshots.errors import ConnectError, ForeignKeyError, ParameterTypeError, UniqueError
+from keikaku_snapshots.errors import (
+    ConnectError,
+    ForeignKeyError,
+    ParameterTypeError,
+    ProtectedDatabaseError,
+    UniqueError,
+)
 from keikaku_snapshots.postgres.connect import RetryPolicy
 
 if TYPE_CHECKING:
@@ -49,12 +55,21 @@ REQUIRED_OF_STAFF = (
 TABLES = [table.name for table in keikaku_tables.metadata.sorted_tables]
 
 
+@pytest.fixture(scope="module")
+def definitions() -> str:
+    """The statements that create the Keikaku tables."""
+    statements: list[Any] = []
+    engine = sa.create_mock_engine("postgresql+psycopg://", lambda ddl, *_, **__: statements.append(ddl))
+    keikaku_tables.metadata.create_all(engine, checkfirst=False)
+    return ";".join(str(statement.compile(dialect=engine.dialect)) for statement in statements)
+
+
 @pytest.fixture
-def url(database: DatabaseURL) -> DatabaseURL:
+def url(shared_database: DatabaseURL, definitions: str) -> DatabaseURL:
     """A database with the empty Keikaku tables."""
-    engine = sa.create_engine(database.for_sqlalchemy(), poolclass=sa.NullPool)
-    keikaku_tables.metadata.create_all(engine)
-    return database
+    with psycopg.connect(shared_database.text, autocommit=True) as connection:
+        connection.execute(definitions.encode())
+    return shared_database
 
 
 def counts(url: DatabaseURL) -> dict[str, int]:
@@ -392,6 +407,46 @@ def test_an_unknown_owner_is_a_foreign_key_error_with_a_remedy(url: DatabaseURL)
     assert counts(url) == NOTHING
 
 
+def test_a_deferrable_owner_is_explained_too(url: DatabaseURL) -> None:
+    """A1, FAULTS 85: a deferred key fails before COMMIT, as the same error with the same remedy."""
+    with psycopg.connect(url.text, autocommit=True) as connection:
+        connection.execute(
+            "ALTER TABLE offices ALTER CONSTRAINT offices_created_by_fkey DEFERRABLE INITIALLY DEFERRED"
+        )
+
+    with pytest.raises(ForeignKeyError, match="Create the system staff first"):
+        bulk_create_offices(url.text, 3, created_by=uuid4())
+
+    assert counts(url) == NOTHING
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda db, **options: bulk.offices(db, 1, **options),
+        lambda db, **options: bulk.staffs(db, [uuid4()], 1, **options),
+        lambda db, **options: bulk.recipients(db, [uuid4()], 1, **options),
+        lambda db, **options: bulk.plans(db, {}, {}, **options),
+        lambda db, **options: bulk.cycles(db, [], **options),
+    ],
+    ids=["offices", "staffs", "recipients", "plans", "cycles"],
+)
+def test_a_database_that_looks_like_production_gets_no_test_staff(
+    url: DatabaseURL, call: Callable[..., Any]
+) -> None:
+    """B15: everybody can read the password of generated staff; a connection is no way around."""
+    words: dict[str, Any] = {"protected_words": [url.database]}
+
+    with psycopg.connect(url.text) as connection:
+        for db in (url.text, connection):
+            with pytest.raises(ProtectedDatabaseError):
+                call(db, **words)
+            with pytest.raises(ProtectedDatabaseError, match="not among those"):
+                call(db, allow_protected=True, allowed_databases=["*_test"])
+
+    assert bulk_create_offices(url.text, 1, allow_protected=True, **words)
+
+
 def test_the_batch_of_a_refused_row_is_named(url: DatabaseURL) -> None:
     """A9: the batch number counts in `batch_size` rows."""
     offices = bulk_create_offices(url.text, 4)
@@ -579,7 +634,7 @@ bulk: Any = SimpleNamespace(
         (lambda: bulk.offices(NOWHERE, True), TypeError, "count must be an integer, not bool"),
         (lambda: bulk.offices(NOWHERE, 1, 0), ValueError, "batch_size must be greater than 0, not 0"),
         (lambda: bulk.offices(NOWHERE, 1, 2.5), TypeError, "batch_size must be an integer"),
-        (lambda: bulk.offices(NOWHERE, 1, seed=1.5), TypeError, "seed must be an integer or text"),
+        (lambda: bulk.offices(NOWHERE, 1, seed=1.5), TypeError, "seed must be an integer or a str"),
         (lambda: bulk.offices(NOWHERE, 1, sede=1), TypeError, "no option 'sede'"),
         (lambda: bulk.offices(NOWHERE, 1, created_by="x"), ValueError, "created_by has an id"),
         (lambda: bulk.offices(NOWHERE, 1, reference_date="x"), TypeError, "reference_date must be"),

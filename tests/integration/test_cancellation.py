@@ -33,11 +33,17 @@ TIMES = (1, 50)
 
 
 @pytest.fixture
-def tables(database: DatabaseURL) -> DatabaseURL:
+def tables(shared_database: DatabaseURL) -> DatabaseURL:
     """A database with two tables."""
-    with connect(database) as connection:
+    with connect(shared_database) as connection:
         connection.execute("CREATE TABLE things (id integer); CREATE TABLE parts (id integer)")
-    return database
+    return shared_database
+
+
+@pytest.fixture
+def database(shared_database: DatabaseURL) -> DatabaseURL:
+    """An empty database; one for the module."""
+    return shared_database
 
 
 def unit(_: Attempt) -> Steps[None]:
@@ -84,9 +90,9 @@ async def _cancelled(
                 patch.setattr(target, name, counted)
         cancelling: list[asyncio.Task[None]] = []
         task = asyncio.ensure_future(run(db, unit))
-        (outcome,) = await asyncio.gather(task, return_exceptions=True)
+        await asyncio.wait({task})
         await asyncio.gather(*cancelling)
-    return outcome  # type: ignore[no-any-return]
+    return asyncio.CancelledError() if task.cancelled() else task.exception()
 
 
 @pytest.mark.parametrize("times", TIMES)
@@ -246,9 +252,8 @@ def test_waiting_for_an_executor_can_be_cancelled(database: DatabaseURL, kind: s
     async def main() -> None:
         async with caller(kind, database) as one:
             await generate(slow, "small", one.db, create_tables=True)
-            with ThreadPoolExecutor(1) as pool:
-                with pytest.raises(TimeoutError):
-                    await asyncio.wait_for(generate(slow, "small", one.db, executor=pool), 0.1)
+            with ThreadPoolExecutor(1) as pool, pytest.raises(TimeoutError):
+                await asyncio.wait_for(generate(slow, "small", one.db, executor=pool), 0.1)
             await one.execute("SELECT 1")
             if kind == "psycopg-async":
                 await one.end("commit")

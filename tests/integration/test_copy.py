@@ -42,6 +42,12 @@ INSERT INTO parents VALUES (1, 'one');
 
 
 @pytest.fixture
+def database(shared_database: DatabaseURL) -> DatabaseURL:
+    """An empty database; one for the module."""
+    return shared_database
+
+
+@pytest.fixture
 def connection(database: DatabaseURL) -> Iterator[Connection]:
     """An autocommit connection to a database with two tables."""
     with connect(database) as connection:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+import sqlalchemy
 
 from keikaku_snapshots.datasets import Scale, Table, Timeouts, generate
 from keikaku_snapshots.errors import (
@@ -21,16 +22,18 @@ from keikaku_snapshots.errors import (
     DatabaseInUseError,
     ForeignKeyError,
     MemoryLimitError,
+    OperationTimeoutError,
     ProtectedDatabaseError,
     RefusedError,
     SchemaDriftError,
     TestDataReferencedError,
     UniqueError,
     UnknownScaleError,
+    UsageError,
 )
 from keikaku_snapshots.postgres.connect import RetryPolicy
 from tests import bookshop
-from tests.callers import caller, settled
+from tests.callers import IN_TRANSACTION, OWNED, caller, settled
 from tests.servers import connect
 from tests.waiting import until_somebody_waits
 
@@ -52,6 +55,12 @@ ROWS = {"customers": 100, "orders": 500, "order_lines": 1500}
 #: A change of either is a change of everybody's data.
 CHECKSUM = "eaf0707f8e93e0ff814238287882e9f133eaa18842708cbb56f9fecea7a564dc"
 STORED = "a28772ed88dcec0c64c20b7cfada7677e09acfd97129d42b86a24eed1caafe65"
+
+
+@pytest.fixture
+def database(shared_database: DatabaseURL) -> DatabaseURL:
+    """An empty database; one for the module."""
+    return shared_database
 
 
 def make(db: Any, **options: Any) -> Generated:
@@ -608,6 +617,31 @@ def test_a_database_that_looks_like_production_is_refused(
     assert make(url, allow_protected=True, allowed_databases=["t_*"]).rows == ROWS
 
 
+@pytest.mark.parametrize("kind", [*OWNED, *IN_TRANSACTION])
+def test_the_host_of_every_kind_of_caller_is_looked_at(database: DatabaseURL, kind: str) -> None:
+    """B15: the word may stand in the host alone, whatever was handed in."""
+    url = dataclasses.replace(database, host="localhost")
+
+    async def main() -> None:
+        async with caller(kind, url) as one:
+            with pytest.raises(ProtectedDatabaseError, match="'localhost' is in its name or host"):
+                await settled(make(one.db, protected_words=["localhost"]))
+
+    asyncio.run(main())
+
+
+def test_the_host_of_a_query_is_looked_at(database: DatabaseURL) -> None:
+    """B15: SQLAlchemy's way of naming a host after the question mark; also when no connection can tell."""
+    query = {"host": "localhost", "port": str(database.port)}
+    address = sqlalchemy.URL.create(
+        "postgresql+psycopg", database.user, database.password, database=database.database, query=query
+    )
+    engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool)
+
+    with engine.connect() as connection, pytest.raises(ProtectedDatabaseError):
+        make(connection, protected_words=["localhost"])
+
+
 WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "batch 0": ({"batch_size": 0}, ValueError, "batch_size must be greater than 0, not 0"),
     "batch -5": ({"batch_size": -5}, ValueError, "batch_size must be greater than 0, not -5"),
@@ -617,6 +651,24 @@ WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "day": ({"reference_date": "2026-01-01"}, TypeError, "reference_date must be a date, not str"),
     "moment": ({"reference_date": datetime(2026, 1, 1, tzinfo=UTC)}, TypeError, "not datetime"),
     "memory": ({"memory_limit_mb": "1"}, TypeError, "memory_limit_mb must be a number"),
+    "memory 0": ({"memory_limit_mb": 0}, ValueError, "memory_limit_mb must be greater than 0, not 0"),
+    "memory nan": ({"memory_limit_mb": float("nan")}, ValueError, "memory_limit_mb must be greater than 0"),
+    "seed surrogate": ({"seed": "\ud800"}, ValueError, "seed is no valid text"),
+    "schema": ({"schema": 5}, TypeError, "schema must be a name, not int: 5"),
+    "schema empty": ({"schema": ""}, ValueError, "schema must be the name of a schema, not ''"),
+    "retry": ({"retry": 3}, TypeError, "retry must be a RetryPolicy, not int: 3"),
+    "timeouts": ({"timeouts": 3}, TypeError, "timeouts must be a Timeouts, not int: 3"),
+    "executor": ({"executor": "threads"}, TypeError, "executor must have submit()"),
+    # Each of these would count as True, or each letter as a word or pattern of its own.
+    "clean": ({"clean_existing": "no"}, TypeError, "clean_existing must be True or False, not str: 'no'"),
+    "protected": ({"allow_protected": "no"}, TypeError, "allow_protected must be True or False"),
+    "words": ({"protected_words": "prod"}, TypeError, "protected_words must be a list of words, not str"),
+    "word": ({"protected_words": [1]}, TypeError, "protected_words must hold words, not int: 1"),
+    "patterns": (
+        {"allowed_databases": "x*"},
+        TypeError,
+        "allowed_databases must be a list of words, not str",
+    ),
 }
 
 
@@ -627,6 +679,48 @@ def test_wrong_parameters_are_named(case: str) -> None:
 
     with pytest.raises(kind, match=re.escape(message)):
         make("postgresql://nobody@127.0.0.1:1/none", **options)
+
+
+@pytest.mark.parametrize("name", ["connect_s", "statement_s", "lock_s", "stall_s"])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), 10**8, "5", True])
+def test_a_time_limit_that_is_none_is_refused(name: str, value: Any) -> None:
+    """A8, A10: 0 would switch a limit of the server off, and stop every COPY at once."""
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        Timeouts(**{name: value})
+
+
+def test_the_shortest_time_limit_is_a_limit(database: DatabaseURL) -> None:
+    """A10: less than a millisecond is not rounded to 0, which would be no limit."""
+    with pytest.raises(OperationTimeoutError):
+        make(database, timeouts=Timeouts(statement_s=0.0001))
+
+
+def test_an_executor_that_was_shut_down_says_so(database: DatabaseURL) -> None:
+    """A bad executor is named, and nothing is written."""
+    pool = ThreadPoolExecutor(1)
+    pool.shutdown()
+
+    with pytest.raises(UsageError, match="cannot schedule new futures after shutdown"):
+        make(database, executor=pool)
+
+    with connect(database) as connection:
+        assert connection.execute("SELECT to_regclass('customers')").fetchone() == (None,)
+
+
+def test_a_batch_as_large_as_can_be(database: DatabaseURL) -> None:
+    """A8: more rows than a machine can count are one batch, with the usual warning."""
+    with pytest.warns(UserWarning, match="more than 1000"):
+        assert make(database, batch_size=10**30).rows == ROWS
+
+
+def test_a_scale_may_leave_out_what_belongs_to_a_unit(database: DatabaseURL) -> None:
+    """A2: the row functions have numbers of their own; only the progress knows no total then."""
+    told: list[Progress] = []
+
+    generated = generate("keikaku", Scale("tiny", 1), database, create_tables=True, progress=told.append)
+
+    assert generated.rows["welfare_recipients"] == 100
+    assert {step.total for step in told if step.step == "copy staffs"} == {None}
 
 
 def test_a_large_batch_only_warns(database: DatabaseURL) -> None:

@@ -41,6 +41,12 @@ MEDIUM = (
 )
 
 
+@pytest.fixture
+def database(shared_database: DatabaseURL) -> DatabaseURL:
+    """An empty database; one for the module."""
+    return shared_database
+
+
 def stored(url: DatabaseURL) -> str:
     """SHA-256 over every row of every table as the server writes it, and over the sequences."""
     digest = hashlib.sha256()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import pytest
 import sqlalchemy
 
 from keikaku_snapshots.datasets import Dataset, Scale, Table, generate
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     from keikaku_snapshots.postgres.url import DatabaseURL
 
 shop = load()
+
+
+@pytest.fixture
+def database(shared_database: DatabaseURL) -> DatabaseURL:
+    """An empty database; one for the module."""
+    return shared_database
 
 
 def test_the_example_runs_from_its_folder(database: DatabaseURL, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import psycopg
 import pytest
 import sqlalchemy
@@ -40,14 +41,14 @@ QUICK = RetryPolicy(attempts=3, wait_min_s=0.01, wait_max_s=0.02)
 
 
 @pytest.fixture
-def tables(database: DatabaseURL) -> DatabaseURL:
+def tables(shared_database: DatabaseURL) -> DatabaseURL:
     """A database with a parent and a child table."""
-    with connect(database) as connection:
+    with connect(shared_database) as connection:
         connection.execute(
             "CREATE TABLE things (id integer PRIMARY KEY, name text);"
             "CREATE TABLE parts (id integer, thing_id integer REFERENCES things)"
         )
-    return database
+    return shared_database
 
 
 def stored(url: DatabaseURL) -> list[int]:
@@ -447,6 +448,79 @@ def test_a_transaction_that_has_failed_is_refused(tables: DatabaseURL) -> None:
         with pytest.raises(UsageError, match="has failed before"):
             run(connection, loading(1))
         connection.rollback()
+
+
+@pytest.mark.parametrize("kind", IN_TRANSACTION)
+def test_every_kind_of_caller_hears_of_its_failed_transaction(tables: DatabaseURL, kind: str) -> None:
+    """The caller's own failed transaction is his to roll back; the words are the same for every driver."""
+
+    async def main() -> None:
+        async with caller(kind, tables) as one:
+            with pytest.raises(Exception, match="division by zero"):
+                await one.execute("SELECT 1 / 0")
+            with pytest.raises(UsageError, match="has failed before") as caught:
+                await settled(run(one.db, loading(1)))
+            assert "Roll it back" in caught.value.hint
+
+    asyncio.run(main())
+
+
+def test_a_busy_connection_is_refused(tables: DatabaseURL) -> None:
+    """One thing at a time on asyncpg, and a psycopg pipeline takes no COPY: both are said, nothing more."""
+
+    async def main() -> None:
+        async with caller("asyncpg", tables) as one:
+            with connect(tables) as other, other.transaction():
+                other.execute("LOCK TABLE things")
+                waiting = asyncio.ensure_future(one.execute("SELECT FROM things"))
+                await asyncio.to_thread(until_somebody_waits, tables)
+                with pytest.raises(UsageError, match="busy with another statement"):
+                    await settled(run(one.db, loading(1)))
+            await waiting
+
+    asyncio.run(main())
+    busy = pytest.raises(UsageError, match="busy with another statement")
+    with connect(tables) as connection, connection.pipeline(), busy:
+        run(connection, loading(1))
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+@pytest.mark.parametrize(("end", "expected"), [("commit", [1]), ("rollback", [])])
+def test_a_session_inside_run_sync_is_taken(
+    tables: DatabaseURL, driver: str, end: str, expected: list[int]
+) -> None:
+    """A1: AsyncSession.run_sync hands a sync session to code that knows no other; failures are undone."""
+
+    async def main() -> None:
+        async with caller("async-session" if driver == "psycopg" else "async-session-asyncpg", tables) as one:
+            assert await one.db.run_sync(lambda session: run(session, loading(1))) == 1
+            with pytest.raises(ForeignKeyError):
+                await one.db.run_sync(lambda session: run(session, loading(2, parts=(9,))))
+            await one.end(end)
+
+    asyncio.run(main())
+
+    assert stored(tables) == expected
+
+
+def test_the_applications_command_timeout_does_not_end_a_load(tables: DatabaseURL) -> None:
+    """A10: asyncpg's command_timeout is for the application's statements; ours have their own limits."""
+
+    async def main() -> None:
+        connection = await asyncpg.connect(tables.text, command_timeout=0.1)
+        try:
+            with connect(tables) as other, other.transaction():
+                other.execute("LOCK TABLE things")
+                task = asyncio.ensure_future(run(connection, loading(1)))
+                await asyncio.to_thread(until_somebody_waits, tables)
+                await asyncio.sleep(0.2)  # longer than the application's limit
+            assert await task == 1
+        finally:
+            await connection.close()
+
+    asyncio.run(main())
+
+    assert stored(tables) == [1]
 
 
 def test_a_closed_connection_is_refused(tables: DatabaseURL) -> None:

@@ -159,10 +159,18 @@ def test_the_snapshot_of_a_scale_has_its_name() -> None:
         ("no_such_package:dataset", "No module named 'no_such_package'"),
         ("datetime:nothing", "has no attribute 'nothing'"),
         ("datetime:date", "is no Dataset but type"),
+        ("broken_syntax:dataset", "SyntaxError: "),
+        ("broken_import:dataset", "ZeroDivisionError: "),
     ],
 )
-def test_an_unknown_dataset_says_why(reference: str, message: str) -> None:
-    """A dataset that cannot be found says what was looked for, and what there is."""
+def test_an_unknown_dataset_says_why(
+    reference: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dataset that cannot be found says what was looked for, and what there is; any fault of its module."""
+    (tmp_path / "broken_syntax.py").write_text("dataset = = 1")
+    (tmp_path / "broken_import.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
     with pytest.raises(UnknownDatasetError, match=message):
         find_dataset(reference)
 
