@@ -37,7 +37,7 @@ from keikaku_snapshots.snapshots.rows_scope import (
     begin,
     count_rows,
     find_scope,
-    in_key_order,
+    in_order,
 )
 from keikaku_snapshots.snapshots.rows_values import encoder, kind_of
 
@@ -329,7 +329,7 @@ def _rows(connection: Connection, table: ScopedTable) -> Iterator[str]:
         sql.SQL(", ").join(sql.Identifier(column.name) for column in table.written),
         table.source,
         table.condition,
-        in_key_order(connection, table),
+        in_order(connection, table),
     )
     with connection.cursor() as cursor, cursor.copy(statement) as copy:
         for row in copy.rows():
