@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keikaku_snapshots._launcher import allow_fork_with_threads, child_setup, launch
-from keikaku_snapshots._running import RunningTool, ToolResult, exit_code_lost
+from keikaku_snapshots._running import RunningTool, ToolResult
 from keikaku_snapshots.errors import DiskFullError, ToolError, ToolMissingError, UsageError
 
 if TYPE_CHECKING:
@@ -94,7 +94,8 @@ def start_tool(
         The running program.
 
     Raises:
-        UsageError: argv is empty, not absolute or holds a NUL.
+        UsageError: argv is empty, not absolute or holds a NUL; a standard stream is to be
+            passed; or SIGCHLD is ignored.
         ToolMissingError: The program does not exist or may not be run.
         ToolError: The system cannot start it, or this is Windows.
     """
@@ -118,7 +119,10 @@ def start_tool(
             hint="Start this process with all three open: `</dev/null >/dev/null 2>&1`.",
         )
     if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
-        raise exit_code_lost(Path(arguments[0]).name)
+        raise UsageError(
+            "Programs cannot be run while this process ignores SIGCHLD: their exit codes would be lost",
+            hint="Undo it first: signal.signal(signal.SIGCHLD, signal.SIG_DFL), or in a shell: trap - CHLD.",
+        )
     texts = [*arguments, *env.keys(), *env.values()]
     if any("\0" in text for text in texts):
         raise UsageError("An argument or environment value of a program holds a NUL character")

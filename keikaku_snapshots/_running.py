@@ -99,12 +99,12 @@ class _Bounded:
         return (head + tail).decode("utf-8", errors="replace")
 
 
-def exit_code_lost(program: str, stderr: str = "") -> ToolError:
+def _exit_code_lost(program: str, stderr: str) -> ToolError:
     """Make the error that is raised when a program's exit code went to somebody else."""
     return ToolError(
         f"Nobody can say whether {program} succeeded: its exit code does not reach this process",
-        found="SIGCHLD is ignored, or another part of this process waits for every child (os.wait).",
-        hint="Undo that while a snapshot is made or restored: signal.signal(signal.SIGCHLD, signal.SIG_DFL).",
+        found="Another part of this process ignores SIGCHLD or waits for every child (os.wait).",
+        hint="Undo that while programs run; wait for your own children by their process ids.",
         stderr=stderr,
     )
 
@@ -214,7 +214,7 @@ class RunningTool:
         if self._watch_error is not None:
             raise self._watch_error
         if self._returncode is None:
-            raise exit_code_lost(Path(self._argv0).name, stderr)
+            raise _exit_code_lost(Path(self._argv0).name, stderr)
         result = ToolResult(
             argv0=self._argv0,
             returncode=self._returncode,

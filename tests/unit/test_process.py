@@ -402,7 +402,7 @@ def test_a_code_that_is_lost_is_no_success() -> None:
     """Where SIGCHLD is ignored the system throws exit codes away, and `Popen.wait` answers 0 for them."""
     code = (
         "import os, signal; from keikaku_snapshots._process import run_tool, start_tool\n"
-        "from keikaku_snapshots.errors import ToolError\n"
+        "from keikaku_snapshots.errors import ToolError, UsageError\n"
         "r, w = os.pipe()\n"
         "running = start_tool(['/bin/sh', '-c', f'read x < /dev/fd/{r}; exit 9'], env={}, pass_fds=[r])\n"
         "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
@@ -410,12 +410,12 @@ def test_a_code_that_is_lost_is_no_success() -> None:
         "for work in (running.wait, lambda: run_tool(['/bin/sh', '-c', 'exit 9'], env={})):\n"
         "    try:\n"
         "        print(work().returncode)\n"
-        "    except ToolError as error:\n"
-        "        print('SIGCHLD' in error.found)\n"
+        "    except (ToolError, UsageError) as error:\n"
+        "        print(type(error).__name__, 'SIGCHLD' in str(error))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
 
-    assert done.stdout.split() == ["True", "True"]
+    assert done.stdout.split() == ["ToolError", "True", "UsageError", "True"]
 
 
 def test_somebody_who_waits_for_every_child_does_not_change_the_result() -> None:
