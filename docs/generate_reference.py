@@ -203,6 +203,8 @@ def _command_section(title: str, command: click.Command, level: str) -> list[str
 def _options(parameters: list[click.Parameter]) -> list[str]:
     lines = []
     for parameter in parameters:
+        if isinstance(parameter, click.Argument):
+            continue  # stands in the usage line
         record = parameter.get_help_record(click.Context(keikaku, info_name="keikaku"))
         if record is not None:
             names, words = record

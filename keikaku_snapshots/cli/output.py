@@ -334,6 +334,19 @@ def plain(value: Any) -> Any:
     return value
 
 
+def counted(count: int, thing: str) -> str:
+    """Write a number of things for people.
+
+    Args:
+        count: How many.
+        thing: The word for one of them.
+
+    Returns:
+        Such as ``1 row`` or ``4,211 rows``.
+    """
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
+
+
 def size(size_bytes: int) -> str:
     """Write a size for people.
 

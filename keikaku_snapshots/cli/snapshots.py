@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from keikaku_snapshots.cli.output import duration, size
+from keikaku_snapshots.cli.output import counted, duration, size
 from keikaku_snapshots.cli.session import (
     Command,
     Session,
@@ -340,7 +340,7 @@ def _replaced(session: Session, snapshot: Snapshot) -> dict[str, int] | None:
 def _replaced_in_words(counts: dict[str, int] | None) -> str:
     if counts is None:
         return "an unknown number of rows (counting took too long)"
-    return f"{sum(counts.values()):,} rows in {len(counts)} tables"
+    return f"{counted(sum(counts.values()), 'row')} in {counted(len(counts), 'table')}"
 
 
 def _ask_restore(session: Session, snapshot: Snapshot) -> None:
@@ -366,5 +366,5 @@ def _tell_restore(session: Session, manager: SnapshotManager, snapshot: Snapshot
     session.output.say(f"{snapshot.name} {snapshot.version} is whole")
     session.output.say(
         f"dry run; restoring it into {session.url.location} would replace {_replaced_in_words(counts)} "
-        f"by {sum(snapshot.row_counts.values()):,} rows in {len(snapshot.row_counts)} tables"
+        f"by {_replaced_in_words(snapshot.row_counts)}"
     )

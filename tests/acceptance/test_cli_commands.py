@@ -354,7 +354,7 @@ def test_dry_runs_change_nothing(type_: Run, snapshot: Path, database: DatabaseU
     _, shown, _ = type_("delete", "x", "--keep", "1", "--dry-run", "--json")
 
     assert json.loads(told)["row_counts_now"] == {"public.t": 2}
-    assert "would replace 2 rows in 1 tables by 1 rows in 1 tables" in words
+    assert "would replace 2 rows in 1 table by 1 row in 1 table" in words
     assert _rows(database) == (2,)
     assert json.loads(shown)["deleted"] == []
     assert [item["path"] for item in json.loads(shown)["chosen"]] == [str(snapshot)]

@@ -204,7 +204,7 @@ def test_a_terminal_is_asked_before_restoring(
     terminal.until("Restore? [y/N]")
 
     assert database.location in terminal.text
-    assert "2 rows in 1 tables" in terminal.text
+    assert "2 rows in 1 table" in terminal.text
     assert terminal.answer(answer) == code
     assert _query(database, "SELECT count(*) FROM t") == rows
 
