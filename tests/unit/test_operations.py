@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
+from keikaku_snapshots.cli import keikaku
 from keikaku_snapshots.cli.output import Output
+from keikaku_snapshots.cli.run import run
 from keikaku_snapshots.errors import UsageError
 from keikaku_snapshots.operations.amounts import parse_duration, parse_size, span
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize(
@@ -58,3 +65,16 @@ def test_an_error_is_one_line_when_asked(capsys: pytest.CaptureFixture[str]) -> 
     output.error("it broke", found="here\nS3cretCanary there", hint="Mend it.", hint_ja="直す。")
 
     assert capsys.readouterr().err == "error: refresh nightly: it broke; here; *** there; Mend it; 直す。\n"
+
+
+def test_refresh_never_takes_the_embedded_server_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """FAULTS 42: not on a terminal either, where other commands do: the same line is pasted into a crontab."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr(Output, "on_terminal", True)
+
+    assert run(keikaku, ["refresh", "nightly", "--dump-only"], "keikaku") == 2
+    assert "no database is named" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
