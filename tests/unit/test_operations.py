@@ -70,7 +70,7 @@ def test_an_error_is_one_line_when_asked(capsys: pytest.CaptureFixture[str]) -> 
 def test_refresh_never_takes_the_embedded_server_by_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """FAULTS 42: not on a terminal either, where other commands do: the same line is pasted into a crontab."""
+    """FAULTS 42: not on a terminal either, where other commands do: its line ends in a crontab."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("signal.signal", lambda *_: None)
     monkeypatch.setattr(Output, "on_terminal", True)
