@@ -275,58 +275,6 @@ def collation_mismatch(connection: Connection, database: str) -> str | None:
     )
 
 
-def obstacles_to_create(connection: Connection, target: str) -> list[str]:
-    """Say why our role cannot make a database for a target.
-
-    Args:
-        connection: Any database of the server.
-        target: The database whose owner the new one must have.
-
-    Returns:
-        Reasons, empty if it can.
-    """
-    owner = database_settings(connection, target).owner
-    row = connection.execute(
-        "SELECT r.rolsuper, r.rolcreatedb, pg_catalog.pg_has_role(%s, 'USAGE') FROM pg_catalog.pg_roles r "
-        "WHERE r.rolname = current_user",
-        (owner,),
-    ).fetchone()
-    if row is None or row[0]:
-        return []
-    reasons = []
-    if not row[1]:
-        reasons.append("the role may not create databases (ALTER ROLE … CREATEDB)")
-    if not row[2]:
-        reasons.append(f"the database belongs to {owner}, and the role is no member of it")
-    return reasons
-
-
-def obstacles_to_writing(connection: Connection, *, encoding: str | None = None) -> list[str]:
-    """Say why the connected database cannot take a restore at all (FAULTS 73).
-
-    Args:
-        connection: The database.
-        encoding: Encoding of what is to be written, such as "UTF8".
-
-    Returns:
-        Reasons, empty if it can.
-    """
-    row = connection.execute(
-        "SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('default_transaction_read_only'), "
-        "pg_catalog.current_setting('server_encoding')"
-    ).fetchone()
-    if row is None:
-        return []
-    reasons = []
-    if row[0]:
-        reasons.append("the server is a standby and takes no changes")
-    if row[1] == "on":
-        reasons.append("default_transaction_read_only is on for this database or role")
-    if encoding is not None and row[2] not in {encoding, "SQL_ASCII"}:
-        reasons.append(f"the database's encoding is {row[2]}, the data's is {encoding}")
-    return reasons
-
-
 def drop(connection: Connection, name: str, *, force: bool = True, only_ours: bool = True) -> bool:
     """Drop a database; without a word if it is gone already.
 

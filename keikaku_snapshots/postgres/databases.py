@@ -1,8 +1,9 @@
 """Databases beside the target: the one module to import for them.
 
 Made and dropped in `creation`, marked in `identity`, found again in
-`leftovers`, locked in `locks`, exchanged in `swap`; a database's own settings
-are in `settings`, those who are inside in `sessions`.
+`leftovers`, locked in `locks`, exchanged in `swap`; what stands in the way is in
+`obstacles`, a database's own settings are in `settings`, those who are inside in
+`sessions`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ from keikaku_snapshots.postgres.creation import (
     drop,
     leave_to_server,
     locale_options,
-    obstacles_to_create,
-    obstacles_to_writing,
 )
 from keikaku_snapshots.postgres.identity import Identity, Kind, lock_key, sibling_name
 from keikaku_snapshots.postgres.leftovers import Leftover, leftovers, our_databases, sweep
@@ -29,6 +28,7 @@ from keikaku_snapshots.postgres.locks import (
     holder_of,
     target_lock,
 )
+from keikaku_snapshots.postgres.obstacles import obstacles_to_create, obstacles_to_swap, obstacles_to_writing
 from keikaku_snapshots.postgres.sessions import (
     Session,
     lock_holders,
@@ -42,7 +42,7 @@ from keikaku_snapshots.postgres.settings import (
     database_settings,
     uncopyable_settings,
 )
-from keikaku_snapshots.postgres.swap import Swapped, obstacles_to_swap, swap_by_rename
+from keikaku_snapshots.postgres.swap import Swapped, swap_by_rename
 
 __all__ = [
     "MAINTENANCE_DATABASE",

@@ -1,22 +1,18 @@
-"""What a driver reports, turned into the errors of this library, once and at the edge.
-
-psycopg, asyncpg and SQLAlchemy around either of them are understood by the
-attributes of their exceptions, so that none of them has to be imported here.
-"""
+"""What a driver reports, turned into the errors of this library, once and at the edge."""
 
 from __future__ import annotations
 
 import errno
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from keikaku_snapshots import errors
+from keikaku_snapshots.postgres.server_report import ServerReport, chain_of, report_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from keikaku_snapshots.postgres.url import DatabaseURL
+
+__all__ = ["COPY_PLACE", "ServerReport", "is_transient", "report_of", "translate"]
 
 #: SQLSTATEs of a connection that was lost or not yet possible; trying again may help.
 _LOST = frozenset({"57P01", "57P02", "57P03"})
@@ -47,89 +43,6 @@ _KEY = re.compile(r"\((?P<columns>.+?)\)=\((?P<values>.*)\)", re.DOTALL)
 COPY_PLACE = re.compile(r"COPY (?P<table>[^,]+), line (?P<line>\d+)(?:, column (?P<column>[^:]+))?")
 
 
-@dataclass(frozen=True, slots=True)
-class ServerReport:
-    """The fields of a server's error message, whichever driver handed them over."""
-
-    #: SQLSTATE, or empty for an error that did not come from a server.
-    sqlstate: str = ""
-    #: Primary message, in the server's language.
-    message: str = ""
-    #: Detail line; may hold row data.
-    detail: str = ""
-    #: The server's own hint.
-    hint: str = ""
-    #: Where in a COPY or function it happened; may hold row data.
-    context: str = ""
-    #: Schema of the table concerned.
-    schema: str = ""
-    #: Table concerned.
-    table: str = ""
-    #: Column concerned.
-    column: str = ""
-    #: Constraint concerned.
-    constraint: str = ""
-
-    @property
-    def place(self) -> str:
-        """The table with its schema, where the server named one."""
-        if self.table and self.schema:
-            return f"{self.schema}.{self.table}"
-        return self.table
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, then what SQLAlchemy wrapped in it, outermost first."""
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        yield current
-        wrapped = getattr(current, "orig", None)
-        current = wrapped if isinstance(wrapped, BaseException) else current.__cause__
-
-
-def report_of(error: BaseException) -> ServerReport:
-    """Read what the server said from an exception of any driver.
-
-    Args:
-        error: An exception of psycopg or asyncpg, or SQLAlchemy's around one.
-
-    Returns:
-        The fields found; an empty report when no server spoke.
-    """
-    for candidate in _chain(error):
-        diagnostic = getattr(candidate, "diag", None)
-        if diagnostic is not None and getattr(diagnostic, "sqlstate", None):
-            return _read(diagnostic, "message_primary", "message_detail", "message_hint")
-        # asyncpg's own; SQLAlchemy's copy of it has a detail but no names.
-        if isinstance(getattr(candidate, "sqlstate", None), str) and hasattr(candidate, "constraint_name"):
-            return _read(candidate, "message", "detail", "hint")
-    for candidate in _chain(error):
-        state = getattr(candidate, "sqlstate", None)
-        if isinstance(state, str):
-            return ServerReport(sqlstate=state, message=str(candidate))
-    return ServerReport()
-
-
-def _read(source: object, message: str, detail: str, hint: str) -> ServerReport:
-    def text(name: str) -> str:
-        value = getattr(source, name, None)
-        return value if isinstance(value, str) else ""
-
-    return ServerReport(
-        sqlstate=text("sqlstate"),
-        message=text(message),
-        detail=text(detail),
-        hint=text(hint),
-        context=text("context"),
-        schema=text("schema_name"),
-        table=text("table_name"),
-        column=text("column_name"),
-        constraint=text("constraint_name"),
-    )
-
-
 def is_transient(error: BaseException, *, single_call: bool = False) -> bool:
     """Tell whether trying again may help, the work having been rolled back.
 
@@ -156,7 +69,7 @@ def is_transient(error: BaseException, *, single_call: bool = False) -> bool:
     state = report_of(error).sqlstate
     if state:
         return state.startswith("08") or state in _LOST or (single_call and state in _CONTENTION)
-    return any(_is_transient_link(link, single_call=single_call) for link in _chain(error))
+    return any(_is_transient_link(link, single_call=single_call) for link in chain_of(error))
 
 
 def _is_transient_link(error: BaseException, *, single_call: bool) -> bool:
@@ -432,7 +345,7 @@ def _from_text(error: BaseException, context: _Context) -> errors.KeikakuError:
 
 
 def _is_connection_error(error: BaseException) -> bool:
-    if any(isinstance(link, ConnectionError) for link in _chain(error)) or is_transient(error):
+    if any(isinstance(link, ConnectionError) for link in chain_of(error)) or is_transient(error):
         return True
     names = {kind.__name__ for kind in type(error).__mro__}
     return bool(names & {"OperationalError", "gaierror", "InterfaceError", "ConnectionDoesNotExistError"})

@@ -22,7 +22,7 @@ from keikaku_snapshots.postgres.creation import comment_statement
 from keikaku_snapshots.postgres.identity import Identity
 from keikaku_snapshots.postgres.locks import MAINTENANCE_DATABASE, connect_maintenance
 from keikaku_snapshots.postgres.sessions import POLL_S, Session, sessions_in, terminate, terminate_once
-from keikaku_snapshots.postgres.settings import database_settings, uncopyable_settings
+from keikaku_snapshots.postgres.settings import database_settings
 
 if TYPE_CHECKING:
     from keikaku_snapshots.postgres.connect import Connection
@@ -48,75 +48,6 @@ class Swapped:
     attempts: int
     #: Sessions that were ended; each counts once for every time it was told.
     terminated: int
-
-
-def obstacles_to_swap(connection: Connection, database: str, *, disconnect: bool = True) -> list[str]:
-    """Say why a database cannot be replaced by a swap without loss.
-
-    Args:
-        connection: The maintenance database.
-        database: The target.
-        disconnect: False if sessions inside must stay; then each is an obstacle.
-
-    Returns:
-        Reasons in plain words, empty if nothing is in the way.
-    """
-    reasons = _obstacles_of_role(connection, database)
-    reasons += [
-        f"logical replication slot {slot} would be lost with the old database"
-        for (slot,) in connection.execute(
-            "SELECT slot_name FROM pg_catalog.pg_replication_slots WHERE database = %s ORDER BY 1",
-            (database,),
-        ).fetchall()
-    ]
-    reasons += [
-        f"subscription {name} keeps the old database from being dropped"
-        for (name,) in connection.execute(
-            "SELECT s.subname FROM pg_catalog.pg_subscription s "
-            "JOIN pg_catalog.pg_database d ON d.oid = s.subdbid "
-            "WHERE d.datname = %s ORDER BY 1",
-            (database,),
-        ).fetchall()
-    ]
-    reasons += [
-        f"prepared transaction {gid!r} of {owner} is open"
-        for gid, owner in connection.execute(
-            "SELECT gid, owner FROM pg_catalog.pg_prepared_xacts WHERE database = %s ORDER BY 1", (database,)
-        ).fetchall()
-    ]
-    reasons += uncopyable_settings(connection, database)
-    inside = sessions_in(connection, database)
-    if disconnect:
-        reasons += [
-            f"session cannot be ended by this role: {one.text}" for one in inside if not one.can_terminate
-        ]
-    else:
-        reasons += [f"session is connected: {one.text}" for one in inside]
-    return reasons
-
-
-def _obstacles_of_role(connection: Connection, database: str) -> list[str]:
-    row = connection.execute(
-        """
-        SELECT r.rolsuper, r.rolcreatedb, pg_catalog.pg_has_role(d.datdba, 'USAGE'),
-               pg_catalog.pg_get_userbyid(d.datdba), d.datname = current_database(), d.datistemplate
-        FROM pg_catalog.pg_roles r, pg_catalog.pg_database d WHERE r.rolname = current_user AND d.datname = %s
-        """,
-        (database,),
-    ).fetchone()
-    if row is None:
-        raise UsageError(f"There is no database {database!r}", hint="Correct the name, or create it.")
-    is_superuser, may_create, is_owner, owner, is_maintenance, is_template = row
-    reasons = []
-    if is_maintenance:
-        reasons.append("it is the maintenance database itself; name another one (maintenance_database)")
-    if is_template:
-        reasons.append("it is marked as a template, which others may clone at any moment")
-    if not is_superuser and not is_owner:
-        reasons.append(f"the database belongs to {owner}, and the role is no member of it")
-    if not is_superuser and not may_create:
-        reasons.append("the role may not create or rename databases (ALTER ROLE … CREATEDB)")
-    return reasons
 
 
 def swap_by_rename(

@@ -20,14 +20,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, unquote
-
-import psycopg
-from psycopg import conninfo, pq
+from urllib.parse import quote
 
 from keikaku_snapshots.errors import InvalidNameError, InvalidURLError
 from keikaku_snapshots.postgres.inherited import neutral_options
 from keikaku_snapshots.postgres.redaction import secret_patterns
+from keikaku_snapshots.postgres.url_text import DIALECTS, read_options, text_of_sqlalchemy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -50,18 +48,8 @@ SOCKET_DIRECTORIES = ("/var/run/postgresql", "/run/postgresql", "/tmp")  # noqa:
 #: What is printed in place of a secret.
 HIDDEN = "***"
 
-_DIALECTS = ("psycopg", "psycopg2", "asyncpg", "psycopg_async")
-_SCHEME = re.compile(r"(?P<name>postgres(?:ql)?)(?:\+(?P<driver>[a-z0-9_]+))?://", re.IGNORECASE)
 #: Parameters whose values are secrets.
 _SECRET_PARAMETERS = frozenset({"sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"})
-#: Known to libpq, but they would send us to a place that the URL does not show.
-_REFUSED_PARAMETERS = {
-    "service": "it names a file that decides about host and database",
-    "servicefile": "it names a file that decides about host and database",
-    "replication": "a replication connection cannot run SQL",
-    "load_balance_hosts": "one host only is supported",
-}
-_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
 
 def check_database_name(name: str) -> str:
@@ -142,10 +130,10 @@ class DatabaseURL:
         if isinstance(url, DatabaseURL):
             return url
         if hasattr(url, "render_as_string") and hasattr(url, "drivername"):
-            url = _text_of_sqlalchemy(url)
+            url = text_of_sqlalchemy(url)
         if not isinstance(url, str):
             raise InvalidURLError(f"A database URL must be a text, not {type(url).__name__}")
-        return _parse_text(url.strip())
+        return _from_options(read_options(url.strip()))
 
     @property
     def effective_port(self) -> int:
@@ -188,8 +176,8 @@ class DatabaseURL:
         Raises:
             InvalidURLError: The driver is unknown, or cannot be given a parameter of this URL.
         """
-        if driver not in _DIALECTS:
-            raise InvalidURLError(f"The driver {driver!r} is not one of {', '.join(_DIALECTS)}")
+        if driver not in DIALECTS:
+            raise InvalidURLError(f"The driver {driver!r} is not one of {', '.join(DIALECTS)}")
         parameters = dict(self.parameters)
         if driver == "asyncpg":
             parameters = _parameters_for_asyncpg(parameters)
@@ -288,117 +276,14 @@ class DatabaseURL:
         return secret_patterns([*filter(None, [self.password, *secrets])], shown)
 
 
-def _text_of_sqlalchemy(url: Any) -> str:
-    """Write a SQLAlchemy URL with everything percent-encoded; its own rendering leaves spaces."""
-    pairs: list[str] = []
-    for name, value in url.query.items():
-        values = [value] if isinstance(value, str) else list(value)
-        pairs.extend(f"{quote(name, safe='')}={quote(item, safe='')}" for item in values)
-    authority = "" if url.username is None else quote(url.username, safe="")
-    if url.password is not None:
-        authority += ":" + quote(str(url.password), safe="")
-    host = url.host or ""
-    host = f"[{host}]" if ":" in host else quote(host, safe=",")
-    port = f":{url.port}" if url.port is not None else ""
-    at = "@" if authority else ""
-    query = f"?{'&'.join(pairs)}" if pairs else ""
-    return f"{url.drivername}://{authority}{at}{host}{port}/{quote(url.database or '', safe='')}{query}"
-
-
-def _parse_text(text: str) -> DatabaseURL:
-    match = _SCHEME.match(text)
-    if match is None:
-        raise InvalidURLError("A database URL does not begin with postgresql:// or postgres://")
-    if match["driver"] and match["driver"].lower() not in _DIALECTS:
-        raise InvalidURLError(
-            "A database URL names a driver that is not supported",
-            hint=f"Write postgresql://…, or postgresql+DRIVER://… with one of {', '.join(_DIALECTS)}.",
-        )
-    rest = text[match.end() :]
-    if any(ord(character) < 32 for character in unquote(rest)):
-        raise InvalidURLError("A database URL holds a control character, such as a line break")
-    _check_at_signs(rest)
-    options = _parse_with_libpq("postgresql://" + _map_ssl(rest))
-    return _from_options(options)
-
-
-def _check_at_signs(rest: str) -> None:
-    """Refuse what libpq reads otherwise than a person does: part of a password taken for host or name."""
-    authority, _, tail = rest.partition("/")
-    path = tail.partition("?")[0]
-    if "@" in path or authority.count("@") > 1:
-        raise InvalidURLError(
-            "A database URL has an '@' or '/' in user or password that is not percent-encoded"
-        )
-
-
-def _map_ssl(rest: str) -> str:
-    """Rename asyncpg's ``ssl`` to ``sslmode``; dropping it would drop the encryption (FAULTS 41)."""
-    head, mark, query = rest.partition("?")
-    if not mark or ("@" in query.partition("/")[0] and "/" not in head):
-        return rest  # a "?" inside the password
-    pairs = []
-    for pair in query.split("&"):
-        name, equals, value = pair.partition("=")
-        if name == "ssl":
-            name, value = "sslmode", {"true": "require", "false": "disable"}.get(value.lower(), value)
-        pairs.append(f"{name}{equals}{value}")
-    return f"{head}?{'&'.join(pairs)}"
-
-
-def _parse_with_libpq(text: str) -> dict[str, str]:
-    reason = ""
-    try:
-        parsed = conninfo.conninfo_to_dict(text)
-    except psycopg.Error as error:
-        reason = str(error)
-    else:
-        return {name: str(value) for name, value in parsed.items() if value is not None}
-    # libpq's message repeats pieces of the URL (FAULTS 31), so it is neither shown nor chained.
-    if "invalid URI query parameter" in reason:
-        names = ", ".join(sorted(_known_parameters()))
-        raise InvalidURLError(
-            "A database URL has an unknown parameter after '?'", hint=f"libpq's parameters are: {names}."
-        )
-    if "percent-encoded" in reason:
-        raise InvalidURLError("A database URL has a '%' or a space that is not percent-encoded")
-    if "key/value separator" in reason:
-        raise InvalidURLError(
-            "A parameter of a database URL has no '=', or a second one",
-            hint="Write an '=' inside a value as %3D: ?options=-c%20search_path%3Dapp.",
-        )
-    raise InvalidURLError("A database URL cannot be parsed")
-
-
-def _known_parameters() -> set[str]:
-    return {option.keyword.decode() for option in pq.Conninfo.get_defaults()} - set(_REFUSED_PARAMETERS)
-
-
 def _from_options(options: dict[str, str]) -> DatabaseURL:
-    host, port = options.pop("host", ""), options.pop("port", "")
-    if "," in host or "," in port or "," in options.get("hostaddr", ""):
-        raise InvalidURLError("A database URL names several hosts; one only is supported")
-    for name, reason in _REFUSED_PARAMETERS.items():
-        if name in options:
-            raise InvalidURLError(f"The parameter {name!r} is not supported in a database URL: {reason}")
-    if options.get("sslmode", "prefer") not in _SSL_MODES:
-        raise InvalidURLError(f"The value of sslmode is not one of {', '.join(_SSL_MODES)}")
-    if port and not (port.isascii() and port.isdigit()):
-        raise InvalidURLError(
-            "The port of a database URL is no number (a '/' or ':' in a password must be percent-encoded)"
-        )
-    database = options.pop("dbname", "")
-    if not database:
-        raise InvalidURLError(
-            "A database URL names no database",
-            hint="Add its name at the end: postgresql://USER@HOST:PORT/DATABASE.",
-        )
+    port = options.pop("port", "")
     return DatabaseURL(
-        host=host,
+        host=options.pop("host", ""),
         port=int(port) if port else None,
         user=options.pop("user", "") or _account_name(),
         password=options.pop("password", None) or None,
-        database=database,
+        database=options.pop("dbname"),
         parameters=tuple(sorted(options.items())),
     )
 
