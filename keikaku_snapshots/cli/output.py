@@ -206,7 +206,8 @@ class Output:
             lines.append(click.style("To fix this: ", bold=True) + parts["hint"])
         if hint_ja:
             lines.append(click.style("対処: ", bold=True) + parts["hint_ja"])
-        click.echo("\n".join(lines), err=True)
+        # Said by the presenter too, when the context that holds the choice is gone.
+        click.echo("\n".join(lines), err=True, color=self.colour_choice)
         return parts
 
     def raw(self, text: str) -> None:
@@ -246,8 +247,9 @@ class Output:
 
     @property
     def colour_choice(self) -> bool | None:
-        """False when NO_COLOR asks for none, else None: by whether it is a terminal."""
-        return False if os.environ.get("NO_COLOR") or self.log_format == "json" else None
+        """False when NO_COLOR or a dumb terminal wants none, else None: by whether it is a terminal."""
+        plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or self.log_format == "json"
+        return False if plain else None
 
     @property
     def on_terminal(self) -> bool:

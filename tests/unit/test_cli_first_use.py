@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import subprocess
 import sys
 from collections.abc import Callable
@@ -141,6 +143,39 @@ class TestStreams:
         assert result.returncode == 14
         assert "the output cannot be written (ディスク容量不足)" in result.stderr
         assert "report" not in result.stderr
+
+
+class TestColour:
+    """Colour on a terminal, unless somebody says no."""
+
+    @staticmethod
+    def _on_a_terminal(directory: Path, **variables: str) -> str:
+        """Return what a failing command prints on a terminal."""
+        pid, terminal = pty.fork()
+        if pid == 0:
+            os.chdir(directory)
+            environment = {"PYTHONPATH": str(ROOT), "TERM": "xterm", **variables}
+            argv = [sys.executable, "-m", "keikaku_snapshots", "show", "nope"]
+            os.execve(sys.executable, argv, environment)  # noqa: S606 - no shell is wanted
+        text = b""
+        with contextlib.suppress(OSError):  # Linux says so at the end of a terminal
+            while piece := os.read(terminal, 65536):
+                text += piece
+        os.close(terminal)
+        os.waitpid(pid, 0)
+        return text.decode()
+
+    def test_an_error_is_coloured(self, tmp_path: Path) -> None:
+        """The eye finds it."""
+        assert "\x1b[31m" in self._on_a_terminal(tmp_path)
+
+    @pytest.mark.parametrize("variables", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+    def test_no_means_no_for_errors_too(self, variables: dict[str, str], tmp_path: Path) -> None:
+        """They are printed when the command is over."""
+        text = self._on_a_terminal(tmp_path, **variables)
+
+        assert "there is no snapshot" in text
+        assert "\x1b" not in text
 
 
 class TestInterruption:
