@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg import sql
 
-from keikaku_snapshots.errors import ConnectError
+from keikaku_snapshots.errors import ConnectError, CreateFailedError, DataError, KeikakuError
 from keikaku_snapshots.postgres import catalog
 from keikaku_snapshots.postgres.connect import connect, is_transient, retrying, server_info, translated
 from keikaku_snapshots.progress import Progress, ProgressCallback
@@ -34,7 +34,7 @@ from keikaku_snapshots.snapshots.rows_scope import (
     MARKER,
     Scope,
     ScopedTable,
-    begin,
+    begin_reading,
     count_rows,
     find_scope,
     in_order,
@@ -144,9 +144,22 @@ class CreateRows:
         with self._store.writing(name, operation="create", wait_s=lock_wait_s):
             if version is not None:
                 self._store.check_free(name, version, overwrite=overwrite)
-            snapshot: Snapshot = retrying(self._retry, should_retry=lost)(
-                self._attempt, version, overwrite, progress
-            )
+            try:
+                snapshot: Snapshot = retrying(self._retry, should_retry=lost)(
+                    self._attempt, version, overwrite, progress
+                )
+            except UnicodeDecodeError as error:
+                raise CreateFailedError(
+                    f"{self._url.database} holds text that is not in its encoding", found=error.reason
+                ) from error
+            except KeikakuError as error:
+                if type(error) is not KeikakuError and not isinstance(error, DataError):
+                    raise
+                raise CreateFailedError(
+                    f"reading the test rows of {self._url.database} failed",
+                    found=f"{error.headline}\n{error.found}",
+                    **error.details,
+                ) from error
         log.info("created %s (%d bytes)", snapshot, snapshot.size_bytes)
         return snapshot
 
@@ -158,7 +171,7 @@ class CreateRows:
             with translated(self._url, "reading the test rows"):
                 connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
                 connection.read_only = True
-                begin(connection)
+                begin_reading(connection)
                 created_at = datetime.now(UTC)
                 tables = find_scope(connection, self._options.scope)
                 self._look(connection, tables)

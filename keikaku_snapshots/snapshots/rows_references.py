@@ -17,6 +17,18 @@ if TYPE_CHECKING:
     from keikaku_snapshots.snapshots.rows_scope import ScopedTable
 
 
+#: The operators a foreign key compares with, wherever they are (citext): the name alone may find another one.
+_OPERATORS = """
+SELECT n.nspname::text, c.relname::text, k.conname::text,
+       ARRAY(SELECT pg_catalog.format('OPERATOR(%I.%s)', s.nspname, o.oprname)
+             FROM unnest(k.conpfeqop) WITH ORDINALITY AS u (operator, place)
+             JOIN pg_catalog.pg_operator o ON o.oid = u.operator
+             JOIN pg_catalog.pg_namespace s ON s.oid = o.oprnamespace ORDER BY u.place)
+FROM pg_catalog.pg_constraint k JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE k.contype = 'f'
+"""
+
+
 class References:
     """The foreign keys of a database, seen from the tables in scope.
 
@@ -34,6 +46,7 @@ class References:
             for key in catalog.foreign_keys(connection)
             if "PERIOD " not in key.definition and not key.definition.endswith("NOT ENFORCED")
         ]
+        self._operators = {row[:3]: row[3] for row in connection.execute(_OPERATORS).fetchall()}
         partitioned = {info.name for info in catalog.tables(connection) if info.kind == "partitioned"}
         self._partitioned = partitioned
 
@@ -54,7 +67,7 @@ class References:
                 sql.SQL("SELECT count(*) FROM {child} c JOIN {parent} p ON {same}").format(
                     child=self._selected(key.table, key.columns, stays),
                     parent=self._selected(key.references, key.referenced_columns, parent.condition),
-                    same=_same(key),
+                    same=self._same(key),
                 )
             )
             if rows:
@@ -74,7 +87,7 @@ class References:
                 sql.SQL("SELECT count(*) FROM {child} c JOIN {parent} p ON {same}").format(
                     child=self._selected(key.table, key.columns, child.condition),
                     parent=self._selected(key.references, key.referenced_columns, outside),
-                    same=_same(key),
+                    same=self._same(key),
                 )
             )
             if rows:
@@ -105,7 +118,7 @@ class References:
             if new is not None:
                 places.append(new)
             absent = [
-                sql.SQL("NOT EXISTS (SELECT FROM {} p WHERE {})").format(place, _same(key))
+                sql.SQL("NOT EXISTS (SELECT FROM {} p WHERE {})").format(place, self._same(key))
                 for place in places
             ]
             given = [sql.SQL("c.{} IS NOT NULL").format(sql.Identifier(name)) for name in key.columns]
@@ -128,17 +141,19 @@ class References:
             condition,
         )
 
+    def _same(self, key: catalog.ForeignKey) -> sql.Composed:
+        operators = self._operators[key.table.schema, key.table.name, key.name]
+        parts = []
+        for child, parent, text in zip(key.columns, key.referenced_columns, operators, strict=True):
+            operator: Any = sql.SQL(text)
+            parts.append(
+                sql.SQL("p.{} {} c.{}").format(sql.Identifier(parent), operator, sql.Identifier(child))
+            )
+        return sql.SQL(" AND ").join(parts)
+
     def _count(self, statement: sql.Composed) -> int:
         row = self._connection.execute(statement).fetchone()
         return int(row[0]) if row else 0
-
-
-def _same(key: catalog.ForeignKey) -> sql.Composed:
-    pairs: Any = zip(key.columns, key.referenced_columns, strict=True)
-    return sql.SQL(" AND ").join(
-        sql.SQL("c.{} = p.{}").format(sql.Identifier(child), sql.Identifier(parent))
-        for child, parent in pairs
-    )
 
 
 def _missing(counts: Sequence[Counted]) -> ForeignKeyError:

@@ -27,7 +27,14 @@ from keikaku_snapshots.snapshots.restore import Restored, RestoreOptions
 from keikaku_snapshots.snapshots.rows_file import RowsBytes
 from keikaku_snapshots.snapshots.rows_json import RowsReader
 from keikaku_snapshots.snapshots.rows_references import References
-from keikaku_snapshots.snapshots.rows_scope import MARKER, Scope, ScopedTable, Tables, begin, count_rows
+from keikaku_snapshots.snapshots.rows_scope import (
+    MARKER,
+    Scope,
+    ScopedTable,
+    Tables,
+    begin_writing,
+    count_rows,
+)
 from keikaku_snapshots.snapshots.rows_staging import Staging
 
 if TYPE_CHECKING:
@@ -118,7 +125,7 @@ class RestoreRows:
         )
         try:
             with translated(self._url, "checking the database"):
-                begin(connection)
+                begin_writing(connection)
                 connection.execute("SET LOCAL client_min_messages = error")
                 self._look(connection)
             tables = self._replace(connection)

@@ -237,18 +237,36 @@ _TEXT_SETTINGS = {
     "lc_monetary": "C",
     "xmloption": "content",
     "array_nulls": "on",
-    # Names of tables and types are written with their schema then (regclass, regtype).
-    "search_path": "pg_catalog",
 }
 _NO_LIMITS = ("idle_in_transaction_session_timeout", "transaction_timeout", "statement_timeout")
 
 
-def begin(connection: Connection) -> None:
+def begin_reading(connection: Connection) -> None:
     """Fix for the transaction how values are written as text, and that no time limit ends it half-way.
 
     Args:
         connection: In, or at the beginning of, its transaction.
     """
+    _begin(connection)
+    # Names of tables and types are written with their schema then (regclass, regtype).
+    connection.execute("SET LOCAL search_path = pg_catalog")
+
+
+def begin_writing(connection: Connection) -> None:
+    """Fix how text is read; functions in checks and defaults see the tables that they always see.
+
+    Args:
+        connection: In, or at the beginning of, its transaction.
+    """
+    _begin(connection)
+    # Named last, or our temporary tables would come before the user's.
+    connection.execute(
+        "SELECT pg_catalog.set_config('search_path', pg_catalog.concat_ws(', ',"
+        " nullif(pg_catalog.current_setting('search_path'), ''), 'pg_temp'), true)"
+    )
+
+
+def _begin(connection: Connection) -> None:
     for name, value in _TEXT_SETTINGS.items():
         connection.execute("SELECT pg_catalog.set_config(%s, %s, true)", (name, value))
     connection.execute(

@@ -563,6 +563,35 @@ def test_circles_and_restricted_references_are_no_obstacle(database: DatabaseURL
         assert connection.execute(query).fetchone() == before
 
 
+def test_names_in_checks_mean_what_they_always_mean(database: DatabaseURL, tmp_path: Path) -> None:
+    """A check that calls a function with bare names sees the tables, not our copies of the same name."""
+    schemas.run(
+        database,
+        "CREATE TABLE limits (least integer); INSERT INTO limits VALUES (5);"
+        "CREATE TABLE a (id integer PRIMARY KEY, is_test_data boolean);"
+        "CREATE FUNCTION enough(integer) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN"
+        " RETURN $1 >= (SELECT least FROM limits) AND (SELECT count(*) < 1 FROM a WHERE id = 6); END $$;"
+        "INSERT INTO a VALUES (7, true), (8, false);"
+        "ALTER TABLE a ADD CHECK (enough(id))",
+    )
+    with SnapshotManager(database, tmp_path / "s", minimum_free_mb=1) as manager:
+        create(manager)
+        manager.restore_snapshot("rows")
+        by_hand(manager, '{"tables": {"a": [{"id": 6}, {"id": 9}]}}')
+        # The function sees the table itself, in which 6 is there when 9 comes; not our copy of the file.
+        with pytest.raises(RestoreFailedError, match="CHECK制約違反"):
+            manager.restore_snapshot("hand", trust=True)
+        by_hand(manager, '{"tables": {"a": [{"id": 9}, {"id": 10}]}}')
+        manager.restore_snapshot("hand", trust=True)
+
+
+def test_a_condition_that_the_server_refuses_is_a_failed_create(manager: SnapshotManager) -> None:
+    """Item 9: nothing is published, and the server's words are in the text."""
+    with pytest.raises((CreateFailedError, UsageError), match=r"syntax error|missing"):
+        create(manager, predicates={"public.offices": "name LIKE LIKE"})
+    assert manager.list_snapshots() == []
+
+
 _SCRIPT = """
 import os, sys
 from keikaku_snapshots import SnapshotManager
