@@ -100,9 +100,15 @@ def generate_snapshot(
 
     Returns:
         What was generated, the snapshot, what was deleted.
+
+    Raises:
+        InvalidNameError: No snapshot can have this name; nothing was touched.
     """
     from keikaku_snapshots.datasets import generate
+    from keikaku_snapshots.snapshots.names import check_name
 
+    # Before the database is touched: a name that no snapshot can have is found too late afterwards.
+    snapshot_name = check_name(name or dataset.snapshot_name(scale))
     generated = generate(
         dataset,
         scale,
@@ -119,7 +125,6 @@ def generate_snapshot(
         allowed_databases=settings.allowed_databases,
         progress=progress,
     )
-    snapshot_name = name or dataset.snapshot_name(scale)
     snapshot = manager.create_snapshot(
         snapshot_name,
         description=f"{dataset.name} {scale.name}: {scale.units:,} {dataset.unit}, seed {seed}",
