@@ -99,14 +99,19 @@ def _show(session: Session, finding: Finding) -> None:
         session.output.data(f"           → {session.output.redact(finding.to_do)}")
 
 
-def _safely(check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """Run one check; an error of the library is a finding like any other."""
+def _safely(check: Callable[[], Iterator[Finding]], subject: str = "") -> Iterator[Finding]:
+    """Run one check; an error of the library is a finding like any other.
+
+    Args:
+        check: The check.
+        subject: What it looks at; the first words of its docstring when empty.
+    """
     try:
         yield from check()
     except KeikakuError as error:
         found = error.headline + (f"\n{error.found}" if error.found else "")
-        subject = (check.__doc__ or "check").rstrip(".")
-        yield Finding(subject, "problem", found, error.hint, error.exit_code)
+        named = subject or (check.__doc__ or "check").rstrip(".")
+        yield Finding(named, "problem", found, error.hint, error.exit_code)
 
 
 def _checks(session: Session, *, fix: bool) -> Iterator[Callable[[], Iterator[Finding]]]:
@@ -297,8 +302,8 @@ def _database(session: Session, *, fix: bool) -> Iterator[Finding]:
         info = server_info(connection)
         yield Finding("Database", "ok", f"{url.location}, PostgreSQL {info.version}")
         yield from _rights(connection)
-        yield from _safely(lambda: _tools(info.major, session.settings.pg_bin))
-    yield from _safely(lambda: _leftover_databases(url, fix=fix))
+        yield from _safely(lambda: _tools(info.major, session.settings.pg_bin), "PostgreSQL tools")
+    yield from _safely(lambda: _leftover_databases(url, fix=fix), "Databases of ours")
 
 
 def _rights(connection: Connection) -> Iterator[Finding]:

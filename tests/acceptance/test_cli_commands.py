@@ -461,6 +461,16 @@ def test_doctor_says_what_a_role_may(
     assert "is superuser" in found[2][1]
 
 
+def test_doctor_names_what_a_failed_check_looked_at(type_: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first word says where to look."""
+    monkeypatch.setenv("KEIKAKU_PG_BIN", "/nonexistent")
+
+    code, out, _ = type_("doctor")
+
+    assert code == 15
+    assert "PROBLEM  PostgreSQL tools: " in out
+
+
 def test_doctor_finds_and_fixes_leftovers(
     type_: Run, snapshot: Path, database: DatabaseURL, tmp_path: Path
 ) -> None:
