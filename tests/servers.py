@@ -271,8 +271,10 @@ def make_base_directory() -> Path:
     """Make the directory of this run's servers; runs that were killed are cleaned up first."""
     for old in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         pid = old.name.removeprefix(_PREFIX).split("-")[0]
-        if pid.isdigit() and old.owner() == _me() and not Path(f"/proc/{pid}").exists():
-            remove(old)
+        # Another run may be removing its own at this moment.
+        with contextlib.suppress(FileNotFoundError):
+            if pid.isdigit() and old.owner() == _me() and not Path(f"/proc/{pid}").exists():
+                remove(old)
     base = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
     base.chmod(0o755)
     return base
