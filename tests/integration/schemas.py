@@ -241,13 +241,13 @@ def make_rich(server: Server, url: DatabaseURL) -> None:
 def run(url: DatabaseURL, statements: str) -> None:
     """Run statements with nothing of the package in between, each committed."""
     with connect(url) as connection:
-        connection.execute(statements)  # type: ignore[arg-type]
+        connection.execute(statements)
 
 
 def rows_of(url: DatabaseURL, query: str) -> list[tuple[object, ...]]:
     """Ask a database with nothing of the package in between."""
     with connect(url) as connection:
-        return connection.execute(query).fetchall()  # type: ignore[arg-type]
+        return connection.execute(query).fetchall()
 
 
 _KEY = re.compile(r"^\\(un)?restrict .*$", re.MULTILINE)
