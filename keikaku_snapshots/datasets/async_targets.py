@@ -265,6 +265,7 @@ class AsyncSQLAlchemyTarget(_AsyncTarget):
     def __init__(self, db: AsyncConnection | AsyncSession, timeouts: Timeouts) -> None:
         super().__init__()
         self._db, self._timeouts = db, timeouts
+        self._bound: AsyncConnection | None = None
         self._driver: AsyncPsycopgTarget | AsyncpgTarget | None = None
 
     async def interrupt(self, task: asyncio.Task[Any]) -> None:
@@ -278,6 +279,10 @@ class AsyncSQLAlchemyTarget(_AsyncTarget):
         """Close the driver's connection; SQLAlchemy notices."""
         if self._driver is not None:
             await self._driver.discard()
+        if self._bound is not None:
+            # Else the end of the caller's block would try to roll back what is gone, and its
+            # error would stand in the place of ours.
+            await self._bound.invalidate()
 
     async def begin_statement(self) -> str | None:
         """None for a savepoint, else what begins a transaction."""
@@ -288,6 +293,7 @@ class AsyncSQLAlchemyTarget(_AsyncTarget):
         check_driver(connection.dialect)
         # SQLAlchemy begins on the first statement only; without one its commit() would do nothing.
         (await connection.exec_driver_sql("SELECT 1")).close()
+        self._bound = connection
         driver = (await connection.get_raw_connection()).driver_connection
         if isinstance(driver, psycopg.AsyncConnection):
             self._driver = AsyncPsycopgTarget(driver)

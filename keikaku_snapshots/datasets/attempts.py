@@ -217,16 +217,20 @@ def _translated(error: Exception) -> Exception:
     """A driver's error in the library's words; what a row generator raised as it is."""
     if isinstance(error, KeikakuError):
         return error
-    if report_of(error).sqlstate == "25P02":
+    if report_of(error).sqlstate == "25P02" or type(error).__name__ == "PendingRollbackError":
         # The other error of the transaction is the caller's own, and older.
-        failed = UsageError(FAILED_TRANSACTION, hint="Roll it back, then call again.")
-        failed.__cause__ = error
-        return failed
+        return _caused(UsageError(FAILED_TRANSACTION, hint="Roll it back, then call again."), error)
+    if type(error).__name__ == "UnboundExecutionError":
+        hint = "Bind the session to one engine or connection: Session(engine)."
+        return _caused(UsageError("The session does not say which database it writes to", hint=hint), error)
     module = type(error).__module__.partition(".")[0]
     if module not in {"psycopg", "psycopg_pool", "asyncpg", "sqlalchemy"} and not isinstance(
         error, ConnectionError
     ):
         return error
-    translated = translate(error)
-    translated.__cause__ = error
+    return _caused(translate(error), error)
+
+
+def _caused(translated: KeikakuError, cause: Exception) -> KeikakuError:
+    translated.__cause__ = cause
     return translated

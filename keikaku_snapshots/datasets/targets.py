@@ -292,14 +292,23 @@ class SQLAlchemyTarget(PsycopgTarget):
         super().__init__(None)
         self._db, self._timeouts = db, timeouts
         self._bridged: Any = None
+        self._bound: Any = None
 
     def perform(self, step: Step) -> Any:
         """Do the step and return its answer."""
-        if self._bridged is None or isinstance(step, Begin):
-            return super().perform(step)
-        from sqlalchemy.util import await_only
+        if isinstance(step, Begin):
+            return self._begin()
+        if self._bridged is None:
+            answer = super().perform(step)
+        else:
+            from sqlalchemy.util import await_only
 
-        return await_only(self._bridged.perform(step))
+            answer = await_only(self._bridged.perform(step))
+        if isinstance(step, Rollback) and not answer:
+            # Else the end of the caller's block would try to roll back what is gone, and its
+            # error would stand in the place of ours.
+            self._bound.invalidate()
+        return answer
 
     def _begin(self) -> bool:
         connection: Any = self._db
@@ -309,6 +318,7 @@ class SQLAlchemyTarget(PsycopgTarget):
         check_driver(connection.dialect)
         # SQLAlchemy must know that a transaction has begun, or its commit() would do nothing.
         connection.exec_driver_sql("SELECT 1").close()
+        self._bound = connection
         driver = connection.connection.driver_connection
         if not connection.dialect.is_async:
             self._connection = driver

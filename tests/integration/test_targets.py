@@ -10,6 +10,7 @@ import psycopg
 import pytest
 import sqlalchemy
 from psycopg.rows import dict_row
+from sqlalchemy.orm import Session
 
 from keikaku_snapshots.datasets.attempts import Attempt, Timeouts
 from keikaku_snapshots.datasets.copy import copy_rows
@@ -463,6 +464,50 @@ def test_every_kind_of_caller_hears_of_its_failed_transaction(tables: DatabaseUR
             assert "Roll it back" in caught.value.hint
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "session",
+        "sqlalchemy",
+        "async-session",
+        "async-session-asyncpg",
+        "sqlalchemy-async",
+        "sqlalchemy-asyncpg",
+    ],
+)
+def test_a_lost_connection_is_told_through_the_callers_block(tables: DatabaseURL, kind: str) -> None:
+    """A10: leaving ``with Session(…)`` does not put SQLAlchemy's error in the place of ours."""
+
+    def losing(attempt: Attempt) -> Steps[None]:
+        yield from loading(1)(attempt)
+        with connect(tables) as other:
+            other.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        yield from loading(2)(attempt)
+
+    async def main() -> None:
+        async with caller(kind, tables) as one:
+            try:
+                await settled(run(one.db, losing))
+            except ConnectError:
+                with pytest.raises(UsageError, match="has failed before"):
+                    await settled(run(one.db, loading(3)))
+                raise
+
+    with pytest.raises(ConnectError):
+        asyncio.run(main())
+
+    assert stored(tables) == []
+
+
+def test_a_session_without_a_database_is_refused() -> None:
+    """A8: a session that is bound to nothing says so, in words that help."""
+    with pytest.raises(UsageError, match="does not say which database"):
+        run(Session(), loading(1))
 
 
 def test_a_busy_connection_is_refused(tables: DatabaseURL) -> None:
