@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from keikaku_snapshots.cli.output import duration, size
 from keikaku_snapshots.cli.prune import given_policy, plan_document, retention_options
@@ -69,6 +70,10 @@ def refresh(session: Session, **options: Any) -> None:
     The database must always be named.
     """
     name = options["name"]
+    source = click.get_current_context().get_parameter_source("scale")
+    if name and not options["dump_only"] and source is ParameterSource.DEFAULT:
+        # A name alone could mean either, and one of the two replaces rows.
+        raise click.UsageError(f"say --dump-only or --scale SCALE for the snapshot {name!r}")
     session.output.one_line = f"refresh {name}" if name else "refresh"
     # After the library's log was set up: its warnings are shown, words and progress only with -v.
     session.output.quiet = not session.output.verbose

@@ -101,7 +101,8 @@ def check_marker(marker: str | None, predicates: Mapping[str, str] | None, forma
         raise ParameterTypeError(f"marker must be text, not {type(marker).__name__}")
     if marker == "":
         raise UsageError("marker is empty")
-    for key, text in (predicates or {}).items():
+    given: dict[Any, Any] = dict(predicates or {})
+    for key, text in given.items():
         if not isinstance(key, str) or not isinstance(text, str):
             raise ParameterTypeError("predicates must be SQL conditions (text) by table name (text)")
         if not text.strip():

@@ -78,3 +78,9 @@ def test_refresh_never_takes_the_embedded_server_by_itself(
     assert run(keikaku, ["refresh", "nightly", "--dump-only"], "keikaku") == 2
     assert "no database is named" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_refresh_does_not_guess_what_a_name_means(capsys: pytest.CaptureFixture[str]) -> None:
+    """A misspelt name must not generate rows into the database: the scale, or --dump-only, is said."""
+    assert run(keikaku, ["refresh", "nightyl"], "keikaku") == 2
+    assert "--dump-only or --scale" in capsys.readouterr().err
