@@ -306,9 +306,7 @@ def apply_owners_and_grants(connection: Connection, statements: Iterable[Ownersh
     return warnings + [f"{name}: {text}" for name, text in refused.items()]
 
 
-def roles_needed(
-    connection: Connection, statements: Iterable[OwnershipStatement] | None = None
-) -> list[str]:
+def roles_needed(connection: Connection, statements: Iterable[OwnershipStatement] | None = None) -> list[str]:
     """List the roles that own objects of the database, have rights on them, or stand in a policy.
 
     Args:
