@@ -35,9 +35,10 @@ from keikaku_snapshots.errors import (
     UniqueError,
 )
 from keikaku_snapshots.postgres.connect import RetryPolicy
+from tests.servers import empty_database
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from keikaku_snapshots.postgres.url import DatabaseURL
     from keikaku_snapshots.progress import Progress
@@ -64,12 +65,46 @@ def definitions() -> str:
     return ";".join(str(statement.compile(dialect=engine.dialect)) for statement in statements)
 
 
-@pytest.fixture
-def url(shared_database: DatabaseURL, definitions: str) -> DatabaseURL:
-    """A database with the empty Keikaku tables."""
-    with psycopg.connect(shared_database.text, autocommit=True) as connection:
+#: Every definition of a user's, with the transaction that wrote it last: the same text, the same schema.
+#: Of pg_class not the transaction: statistics change it.
+SIGNATURE = """
+SELECT md5(string_agg(line, ',' ORDER BY line)) FROM (
+  SELECT 'attribute' || attrelid || attnum || xmin AS line FROM pg_attribute WHERE attrelid >= 16384
+  UNION ALL SELECT 'class' || oid || relname || relrowsecurity || relhasrules FROM pg_class WHERE oid >= 16384
+  UNION ALL SELECT 'constraint' || oid || xmin FROM pg_constraint WHERE oid >= 16384
+  UNION ALL SELECT 'trigger' || oid || xmin FROM pg_trigger WHERE oid >= 16384
+  UNION ALL SELECT 'type' || oid || xmin FROM pg_type WHERE oid >= 16384
+  UNION ALL SELECT 'function' || oid || xmin FROM pg_proc WHERE oid >= 16384
+  UNION ALL SELECT 'schema' || oid || xmin FROM pg_namespace) lines
+"""
+
+
+def created(url: DatabaseURL, definitions: str) -> str:
+    """Create the tables; what their definitions are known by."""
+    with psycopg.connect(url.text, autocommit=True) as connection:
         connection.execute(definitions.encode())
-    return shared_database
+        return str(scalar(connection, SIGNATURE))
+
+
+@pytest.fixture(scope="module")
+def prepared(module_database: DatabaseURL, definitions: str) -> list[str]:
+    """The Keikaku tables, created once for the module; what they are known by, for `url` to change."""
+    return [created(module_database, definitions)]
+
+
+@pytest.fixture
+def url(module_database: DatabaseURL, prepared: list[str], definitions: str) -> Iterator[DatabaseURL]:
+    """A database with the empty Keikaku tables; made anew after a test that changes a definition."""
+    yield module_database
+    with psycopg.connect(module_database.text, autocommit=True) as connection:
+        unchanged = scalar(connection, SIGNATURE) == prepared[0]
+        if unchanged:
+            deletes = [f"DELETE FROM {table}" for table in reversed(TABLES)]
+            restart = "ALTER SEQUENCE support_plan_cycles_id_seq RESTART"
+            connection.execute(";".join([*deletes, restart]).encode())
+    if not unchanged:
+        empty_database(module_database)
+        prepared[0] = created(module_database, definitions)
 
 
 def counts(url: DatabaseURL) -> dict[str, int]:
