@@ -136,14 +136,7 @@ def start(directory: Path, major: int, settings: Mapping[str, str] | None = None
     with _locked(directory / f"roles-{major}.lock") as first:
         if first:
             with server.admin() as connection:
-                if major >= 16:
-                    # Proving a password 4096 times over costs more than the connection itself.
-                    connection.execute("ALTER SYSTEM SET scram_iterations = 1")
-                    connection.execute("SELECT pg_reload_conf()")
-                    connection.execute("SET scram_iterations = 1")
-                    connection.execute(
-                        sql.SQL("ALTER ROLE postgres PASSWORD {}").format(sql.Literal(server.url.password))
-                    )
+                _make_cheap(connection, server)
                 for role, attributes in ROLES.items():
                     connection.execute(
                         sql.SQL("CREATE ROLE {} LOGIN {} PASSWORD {}").format(
@@ -151,6 +144,21 @@ def start(directory: Path, major: int, settings: Mapping[str, str] | None = None
                         )
                     )
     return server
+
+
+def _make_cheap(connection: psycopg.Connection[tuple[object, ...]], server: Server) -> None:
+    """Take work off the server that tests repeat a thousand times."""
+    if server.major >= 16:
+        # Proving a password 4096 times over costs more than the connection itself.
+        connection.execute("ALTER SYSTEM SET scram_iterations = 1")
+        connection.execute("SET scram_iterations = 1")
+        password = sql.Literal(server.url.password)
+        connection.execute(sql.SQL("ALTER ROLE postgres PASSWORD {}").format(password))
+    if server.major >= 18:
+        # For `create_database`: a third less than copying; not every platform has it.
+        with contextlib.suppress(psycopg.errors.InvalidParameterValue):
+            connection.execute("ALTER SYSTEM SET file_copy_method = clone")
+    connection.execute("SELECT pg_reload_conf()")
 
 
 @contextlib.contextmanager
@@ -168,7 +176,8 @@ def create_database(server: Server, owner: str = "postgres", name: str | None = 
     name = name or f"t_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}_{secrets.token_hex(5)}"
     with server.admin() as connection:
         connection.execute(
-            sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE template0").format(
+            # A third less work than by the log, where nothing has to be safe on the disk.
+            sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE template0 STRATEGY file_copy").format(
                 sql.Identifier(name), sql.Identifier(owner)
             )
         )
