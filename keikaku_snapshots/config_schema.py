@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt  # a dependency of pydantic, part of its interface
 
 if typing.TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Drop everything that the user made in a database, inside one transaction (RECIPES 1.3).
+"""Drop everything that the user made in a database, inside one transaction (docs/design.md, In place).
 
 Schema by schema where nothing in it belongs to an extension, else object by
 object: dropping such a schema would take the extension along, which its

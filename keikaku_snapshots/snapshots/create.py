@@ -93,7 +93,7 @@ class Create:
         with self._store.writing(name, operation="create", wait_s=lock_wait_s) as lock:
             if version is not None:
                 self._store.check_free(name, version, overwrite=overwrite)
-            # A dump only reads: a lost connection is tried again, with a new temporary file (FAULTS 3.9).
+            # A dump only reads: a lost connection is tried again, with a new temporary file (design, Retry).
             snapshot: Snapshot = retrying(self._retry, should_retry=lost)(
                 self._attempt, lock, version, overwrite, progress
             )

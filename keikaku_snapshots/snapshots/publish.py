@@ -1,7 +1,7 @@
 """The order in which files appear and go, so that a crash at any instant leaves only whole snapshots.
 
 A snapshot begins to exist with the rename of its manifest and ends with the
-rename of its manifest; everything else happens before or after (FAULTS 3.4).
+rename of its manifest; everything else happens before or after (docs/design.md, Publish order).
 All functions here are called with the directory lock held.
 """
 

@@ -1,4 +1,4 @@
-"""Put the rows of a snapshot back into tables that have its schema already (RECIPES 1.2).
+"""Put the rows of a snapshot back into tables that have its schema already (docs/design.md, In place).
 
 Tables, owners, grants, OIDs and the clients' prepared statements stay. Foreign
 keys are dropped and added again, because the rows of a full dump are not in

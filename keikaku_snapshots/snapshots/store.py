@@ -239,7 +239,7 @@ class SnapshotStore:
             return Stage(self._disk, name)
 
     def publish(self, stage: Stage, manifest: Manifest, *, overwrite: bool = False) -> Snapshot:
-        """Make a staged file a snapshot and move the ``latest`` link, in the order of FAULTS 3.4.
+        """Make a staged file a snapshot and move the ``latest`` link, in the order of docs/design.md.
 
         Args:
             stage: The complete file; its writer has ended.

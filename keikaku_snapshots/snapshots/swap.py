@@ -1,4 +1,4 @@
-"""Restore beside the live database and let the new one take its name (RECIPES 3).
+"""Restore beside the live database and let the new one take its name (docs/design.md, Swap).
 
 Until the two renames, which are one transaction, the live database is not
 touched; whatever fails before only leaves a scratch database to drop. The
@@ -198,7 +198,7 @@ def _drop_quietly(url: DatabaseURL, name: str, maintenance: str) -> None:
 
 
 def _leave_drop(url: DatabaseURL, name: str, maintenance: str) -> None:
-    """Have the server drop the replaced database, without waiting for it (RECIPES 3.5)."""
+    """Have the server drop the replaced database, without waiting for it (docs/design.md, Swap)."""
     try:
         databases.leave_to_server(url, drop_database=name, maintenance=maintenance).abandon()
     except (KeikakuError, psycopg.Error) as error:

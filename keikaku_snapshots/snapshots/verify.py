@@ -1,4 +1,4 @@
-"""What a whole data file looks like, beside its checksum (FAULTS 3.3).
+"""What a whole data file looks like, beside its checksum (docs/design.md, Valid files).
 
 psql ends with 0 on a file that was cut anywhere, so the shape is checked when
 a dump is made and again before every restore, on the same open file.

@@ -1,4 +1,4 @@
-"""Commands in this process against a real server: exit codes by situation (FAULTS 3.7), JSON, doctor."""
+"""Commands in this process against a real server: exit codes by situation, JSON, doctor."""
 
 from __future__ import annotations
 

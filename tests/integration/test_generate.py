@@ -120,7 +120,7 @@ def test_every_kind_of_caller_gets_the_same_data(database: DatabaseURL, kind: st
 def test_an_executor_makes_the_same_data(
     database: DatabaseURL, workers: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DESIGN 11: shards made by threads or processes give the same bytes and checksum."""
+    """Design, Generation: shards made by threads or processes give the same bytes and checksum."""
     monkeypatch.syspath_prepend(str(bookshop.FOLDER))
     dataset = dataclasses.replace(shop.dataset, shard_units=7)
     alone = generate(dataset, "small", database, reference_date=DAY, create_tables=True)

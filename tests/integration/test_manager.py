@@ -217,7 +217,7 @@ def test_a_disk_that_fills_up_while_dumping_stops_it_and_leaves_nothing(
 def test_a_lost_connection_is_tried_again_with_a_new_file(
     server: Server, manager: SnapshotManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """FAULTS 3.9, 51: pg_dump only reads."""
+    """FAULTS 51; design, Retry: pg_dump only reads."""
     facts, tries = dump_module._facts, []
 
     def cut(connection: Any, url: DatabaseURL) -> dict[str, Any]:
@@ -356,7 +356,7 @@ def test_verify_finds_damage_and_lists_still_show_the_others(manager: SnapshotMa
 
 
 def test_a_file_without_manifest_is_restored_only_on_trust(manager: SnapshotManager) -> None:
-    """FAULTS 3.3."""
+    """Design, Valid files."""
     made = manager.create_snapshot("small")
     made.manifest_path.unlink()
     schemas.run(manager.url, CHANGED)

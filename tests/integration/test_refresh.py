@@ -88,7 +88,7 @@ class TestRefresh:
     def test_nothing_is_pruned_when_the_new_one_cannot_be_read_back(
         self, manager: SnapshotManager, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """FAULTS 3.8: only after the new snapshot was published and verified."""
+        """Design, Retention: only after the new snapshot was published and verified."""
         for _ in range(2):
             refresh(manager, Settings(), DUMP)
 
@@ -169,7 +169,7 @@ class TestCron:
     def test_it_works_in_an_empty_environment_and_says_nothing(
         self, filled: DatabaseURL, tmp_path: Path
     ) -> None:
-        """FAULTS 3.11: `env -i`, no HOME, no terminal, umask 0: silent, and every file is private."""
+        """Design, Refresh: `env -i`, no HOME, no terminal, umask 0: silent, and every file is private."""
         directory = tmp_path / "snapshots"
         done = _cron(directory, "refresh", "nightly", "--dump-only", url=filled.text)
 
@@ -193,7 +193,7 @@ class TestCron:
     def test_a_failure_is_one_line_and_a_code(
         self, arguments: list[str], url: str | None, code: int, words: str, tmp_path: Path
     ) -> None:
-        """FAULTS 3.7, 42: a mail from cron says in one line what, where, and what to do."""
+        """FAULTS 42; exit codes: a mail from cron says in one line what, where, and what to do."""
         done = _cron(tmp_path, *arguments, url=url, KEIKAKU_RETRY_ATTEMPTS="1")
 
         assert (done.returncode, done.stdout) == (code, "")
@@ -276,7 +276,7 @@ class TestCheck:
         ],
     )
     def test_codes(self, arguments: list[str], code: int, words: str, directory: Path) -> None:
-        """FAULTS 3.7: 23 stale or too small; one line always."""
+        """Exit codes: 23 stale or too small; one line always."""
         done = _cron(directory, "check", "n", *arguments, url=None)
 
         assert done.returncode == code, done.stderr

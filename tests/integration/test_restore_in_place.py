@@ -51,7 +51,7 @@ def small(database: DatabaseURL, tmp_path: Path) -> Iterator[SnapshotManager]:
 
 
 def test_an_idle_session_stays_connected_and_its_prepared_statements_work(small: SnapshotManager) -> None:
-    """RECIPES 1.5: replacing rows keeps clients' plans; `auto` chooses it while somebody is connected."""
+    """In place: replacing rows keeps clients' plans; `auto` chooses it while somebody is connected."""
     with connect(small.url) as session:
         query = "SELECT p FROM parents p WHERE id = 1"
         for _ in range(10):
@@ -81,7 +81,7 @@ def test_a_session_that_holds_a_table_is_named(server: Server, small: SnapshotMa
 
 
 def test_no_oid_changes_when_only_rows_are_replaced(small: SnapshotManager) -> None:
-    """RECIPES 1.2: tables, types and functions stay the same objects."""
+    """Design, In place: tables, types and functions stay the same objects."""
     query = "SELECT oid, relname FROM pg_class WHERE relname IN ('parents', 'children') ORDER BY 2"
     before = schemas.rows_of(small.url, query)
     small.restore_snapshot("small", strategy="in_place")
@@ -253,7 +253,7 @@ def test_what_pg_dump_never_writes_is_refused(
 def test_tables_of_another_owner_are_named_and_refused(
     server: Server, make_database: MakeDatabase, tmp_path: Path
 ) -> None:
-    """RECIPES 1.3: the owner of the database may not drop or fill another role's table."""
+    """Design, In place: the owner of the database may not drop or fill another role's table."""
     url = make_database(server, "keikaku_owner")
     schemas.run(url, SMALL)
     with server.admin(url.database) as admin:
@@ -269,7 +269,7 @@ def test_tables_of_another_owner_are_named_and_refused(
 def test_too_many_tables_for_one_transaction_are_refused_beforehand(
     fresh_server: FreshServer, tmp_path: Path
 ) -> None:
-    """RECIPES 1.6: the server's own "out of shared memory" would come half-way."""
+    """Design, In place: the server's own "out of shared memory" would come half-way."""
     server = fresh_server(
         18, max_connections="12", max_locks_per_transaction="10", max_prepared_transactions="0"
     )

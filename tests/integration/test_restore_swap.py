@@ -62,7 +62,7 @@ def wait_until_clean(server: Server, url: DatabaseURL) -> None:
 def test_auto_swaps_when_nobody_is_connected_and_leaves_nothing_behind(
     server: Server, small: SnapshotManager
 ) -> None:
-    """RECIPES 3.5: the server drops the old database without a process of ours."""
+    """Design, Swap: the server drops the old database without a process of ours."""
     restored = small.restore_snapshot("small")
     assert (restored.strategy, restored.reason, restored.warnings) == ("swap", "nobody else is connected", ())
     assert schemas.rows_of(small.url, "SELECT count(*) FROM children") == [(500,)]
@@ -177,7 +177,7 @@ def test_a_swap_that_was_asked_for_ends_sessions_and_disconnect_lets_auto_do_it(
 def test_a_session_that_comes_in_while_the_new_database_is_built_is_not_disconnected(
     small: SnapshotManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """RECIPES 3.2: `auto` gives way to in_place."""
+    """Design, Swap: `auto` gives way to in_place."""
     sessions = []
 
     def come_in(connection: psycopg.Connection[tuple[object, ...]], done: Collection[int]) -> None:
@@ -234,7 +234,7 @@ def test_an_error_in_the_middle_of_the_load_changes_nothing(
 def test_wrong_counts_never_go_live(
     server: Server, small: SnapshotManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DESIGN 3: row counts are compared before the change goes live."""
+    """Design, Valid files: row counts are compared before the change goes live."""
     before = schemas.dump_text(server, small.url)
     copy = load.Loader._copy
 

@@ -279,7 +279,7 @@ def test_a_server_that_refuses_is_tried_again(tables: DatabaseURL) -> None:
 
 @pytest.mark.parametrize("kind", ["url", "psycopg-autocommit", "asyncpg"])
 def test_a_serialization_failure_is_tried_again(tables: DatabaseURL, kind: str) -> None:
-    """FAULTS 3.9: 40001 and 40P01 are tried again where the library owns the transaction."""
+    """Design, Retry: 40001 and 40P01 are tried again where the library owns the transaction."""
     with connect(tables) as connection:
         connection.execute(
             "CREATE SEQUENCE tries; CREATE FUNCTION fail_once() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "

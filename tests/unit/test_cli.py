@@ -230,7 +230,7 @@ class TestErrors:
     def test_each_class_has_its_exit_code_and_remedy(
         self, kind: type[errors.KeikakuError], type_: Run
     ) -> None:
-        """FAULTS 3.7: the code is the class's; headline, what was found, what to do."""
+        """Exit codes: the code is the class's; headline, what was found, what to do."""
         code, out, err = type_(command=self._raising(kind("it broke", found="here\nand there")))
 
         assert code == kind.exit_code

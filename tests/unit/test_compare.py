@@ -184,7 +184,7 @@ def test_large_values_cross_blocks_and_files() -> None:
 
 
 def test_a_full_disk_is_said_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """FAULTS 3.3: no room for the temporary files is the disk's error, not a traceback."""
+    """Design, Valid files: no room for the temporary files is the disk's error, not a traceback."""
     from keikaku_snapshots.errors import DiskFullError
 
     def fail(*_: object) -> None:

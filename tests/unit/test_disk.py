@@ -124,7 +124,7 @@ def test_a_missing_directory_is_said(tmp_path: Path) -> None:
 
 
 def test_the_watcher_speaks_when_the_reserve_is_reached(tmp_path: Path, free_mb: dict[str, int]) -> None:
-    """FAULTS 3.10: nothing while there is room; then a text, and an error made of it."""
+    """Design, Disk check: nothing while there is room; then a text, and an error made of it."""
     watch = ReserveWatcher(tmp_path, reserve_mb=1000)
     assert watch() is None
     free_mb["free"] = 999
@@ -135,7 +135,7 @@ def test_the_watcher_speaks_when_the_reserve_is_reached(tmp_path: Path, free_mb:
 
 
 def test_the_estimate_follows_the_last_snapshot(tmp_path: Path) -> None:
-    """FAULTS 3.10: last size and a half; without one a factor of the database."""
+    """Design, Disk check: last size and a half; without one a factor of the database."""
     assert estimate_bytes(database_bytes=1, last_snapshot_bytes=1000) == 1500
     plain = estimate_bytes(database_bytes=1000)
     assert plain >= 1000

@@ -208,7 +208,7 @@ class TestCommands:
         assert type_("show", "app", "--version", "2025")[0] == 10
 
     def test_a_taken_name_and_a_missing_one_have_their_codes(self, type_: Run, store: SnapshotStore) -> None:
-        """FAULTS 3.7: 2 and 10."""
+        """Exit codes: 2 and 10."""
         write(store, "other", name="web")
         assert type_("rename", "app", "web")[0] == 2
         assert type_("rename", "missing", "new")[0] == 10

@@ -236,7 +236,7 @@ def test_a_forked_child_neither_has_nor_keeps_nor_frees_the_lock(tmp_path: Path)
 
 
 def test_the_lock_file_is_private_and_close_on_exec(tmp_path: Path) -> None:
-    """FAULTS 3.6: mode 0600 even under umask 0, and no program inherits it by accident."""
+    """Design, Locks: mode 0600 even under umask 0, and no program inherits it by accident."""
     before = os.umask(0)
     try:
         with FileLock(tmp_path / "a.lock", operation="create") as lock:
@@ -281,7 +281,7 @@ def test_a_lock_in_a_missing_directory_says_where(tmp_path: Path) -> None:
 def test_what_is_written_inside_is_for_messages_only(
     text: str, tmp_path: Path, hold: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    """FAULTS 3.6: a damaged note frees nothing, blocks nothing and breaks no message."""
+    """Design, Locks: a damaged note frees nothing, blocks nothing and breaks no message."""
     path = tmp_path / "a.lock"
     path.write_text(text)
     assert try_lock(path)

@@ -49,7 +49,7 @@ class TestPrune:
     """What happens to the files."""
 
     def test_a_dry_run_shows_what_a_run_does(self, store: SnapshotStore) -> None:
-        """FAULTS 3.8: the same plan, and the dry run changed nothing."""
+        """Design, Retention: the same plan, and the dry run changed nothing."""
         made = make(store, [0, 1, 2, 3, 4])
         planned = prune(store, LAST_3, dry_run=True)
         assert len(store.list()) == 5
@@ -102,7 +102,7 @@ class TestPrune:
         assert [d.snapshot.version for d in prune(store, LAST_3).delete] == [made[3].version]
 
     def test_a_file_that_cannot_go_is_exit_24_and_the_others_go(self, tmp_path: Path) -> None:
-        """FAULTS 3.7: 24 when some could not be deleted; the error names them and the rest is done."""
+        """Exit codes: 24 when some could not be deleted; the error names them and the rest is done."""
 
         class Stuck(FileSystem):
             def before(self, operation: str, path: Path) -> None:
@@ -137,7 +137,7 @@ class TestPrune:
         assert foreign.exists()
 
     def test_an_empty_policy_touches_nothing(self, store: SnapshotStore) -> None:
-        """FAULTS 3.8: it is an error, also in a directory with nothing in it."""
+        """Design, Retention: it is an error, also in a directory with nothing in it."""
         for days in ([], [0, 90]):
             make(store, days)
             with pytest.raises(UsageError, match="empty"):
@@ -222,7 +222,7 @@ class TestCommand:
         assert len(json.loads(type_("prune", "--older-than", "2.5", "--dry-run", "--json")[1])["delete"]) == 2
 
     def test_an_empty_configured_policy_is_exit_2(self, type_: Callable[..., tuple[int, str, str]]) -> None:
-        """FAULTS 3.8: without any rule nothing is deleted."""
+        """Design, Retention: without any rule nothing is deleted."""
         Path("keikaku.yml").write_text("retention: {older_than_days: null}\n")
         code, _, err = type_("prune")
 

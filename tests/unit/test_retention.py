@@ -68,12 +68,12 @@ policies = st.builds(
 
 
 class TestPromises:
-    """FAULTS 3.8: what holds for every policy and every directory."""
+    """Design, Retention: what holds for every policy and every directory."""
 
     @given(snapshots, policies)
     @settings(max_examples=300, deadline=None)
     def test_what_must_never_go_stays(self, found: list[Snapshot], policy: RetentionPolicy) -> None:
-        """FAULTS 3.8: newest valid, pinned, damaged and future-dated ones are never deleted."""
+        """Design, Retention: newest valid, pinned, damaged and future-dated ones are never deleted."""
         made = plan(found, policy, NOW)
         gone = [decision.snapshot for decision in made.delete]
 
@@ -92,7 +92,7 @@ class TestPromises:
     def test_everything_is_decided_once_with_a_reason(
         self, found: list[Snapshot], policy: RetentionPolicy
     ) -> None:
-        """FAULTS 3.8: the plan has each snapshot exactly once, and says why."""
+        """Design, Retention: the plan has each snapshot exactly once, and says why."""
         made = plan(found, policy, NOW)
         decided = [decision.snapshot.path for decision in (*made.keep, *made.delete)]
 
@@ -104,7 +104,7 @@ class TestPromises:
     def test_the_order_of_the_files_does_not_matter(
         self, found: list[Snapshot], policy: RetentionPolicy, random: object
     ) -> None:
-        """FAULTS 3.8: deterministic."""
+        """Design, Retention: deterministic."""
         mixed = list(found)
         random.shuffle(mixed)  # type: ignore[attr-defined]
 
@@ -113,7 +113,7 @@ class TestPromises:
     @given(snapshots, policies)
     @settings(max_examples=200, deadline=None)
     def test_doing_it_again_changes_nothing(self, found: list[Snapshot], policy: RetentionPolicy) -> None:
-        """FAULTS 3.8: idempotent."""
+        """Design, Retention: idempotent."""
         kept = [decision.snapshot for decision in plan(found, policy, NOW).keep]
 
         assert plan(kept, policy, NOW).delete == ()
@@ -123,7 +123,7 @@ class TestPromises:
     def test_a_larger_number_or_a_further_rule_never_deletes_more(
         self, found: list[Snapshot], policy: RetentionPolicy, rule: str, more: int
     ) -> None:
-        """FAULTS 3.8: monotone in the policy."""
+        """Design, Retention: monotone in the policy."""
         larger = dataclasses.replace(policy, **{rule: (getattr(policy, rule) or 0) + more})
         gone = {decision.snapshot.path for decision in plan(found, policy, NOW).delete}
 
@@ -134,7 +134,7 @@ class TestPromises:
     def test_damaged_and_future_ones_do_not_count(
         self, found: list[Snapshot], policy: RetentionPolicy
     ) -> None:
-        """FAULTS 3.8: without them the same ones go, but for the newest valid one."""
+        """Design, Retention: without them the same ones go, but for the newest valid one."""
         sound = [item for item in found if item.is_valid and item.created_at <= NOW]
 
         assert plan(found, policy, NOW).delete == plan(sound, policy, NOW).delete
@@ -204,7 +204,7 @@ class TestRules:
         assert made.keep[2].reasons == ("newest of month 2 of 2",)
 
     def test_old_ones_alone_are_kept(self) -> None:
-        """FAULTS 3.8: a name whose runs have stopped keeps its newest valid one for ever."""
+        """Design, Retention: a name whose runs have stopped keeps its newest valid one for ever."""
         found = [snapshot(24 * 400), snapshot(24 * 399, valid=False)]
 
         assert plan(found, DEFAULT_POLICY, NOW).delete == ()
@@ -221,7 +221,7 @@ class TestPolicy:
     """What a policy may be."""
 
     def test_an_empty_one_is_refused(self) -> None:
-        """FAULTS 3.8: deleting by no rule is a slip, not a wish; min_keep alone is no rule."""
+        """Design, Retention: deleting by no rule is a slip, not a wish; min_keep alone is no rule."""
         with pytest.raises(UsageError, match="the retention policy is empty"):
             plan(daily(3), RetentionPolicy(min_keep=2), NOW)
 
@@ -234,7 +234,7 @@ class TestPolicy:
 
     @pytest.mark.parametrize("rule", [*RULES[:4], "min_keep"])
     def test_a_count_that_keeps_nothing_is_refused(self, rule: str) -> None:
-        """FAULTS 3.8: at least one."""
+        """Design, Retention: at least one."""
         with pytest.raises(UsageError, match="at least 1"):
             RetentionPolicy(**{rule: 0})
         with pytest.raises(ParameterTypeError, match="whole number"):

@@ -555,7 +555,7 @@ class TestDelete:
         store.delete(made)
 
     def test_a_long_create_blocks_neither_restore_nor_delete(self, store: SnapshotStore) -> None:
-        """DESIGN 12: the name's lock is only for those who write a version of it."""
+        """Design, Locks: the name's lock is only for those who write a version of it."""
         made = write(store, "one")
         with store.writing("app", operation="nightly create"), store.stage("app", "sql"):
             with store.reading(made) as opened:
@@ -590,7 +590,7 @@ class TestDelete:
     def test_delete_old_keeps_pinned_damaged_and_those_in_use(
         self, store: SnapshotStore, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """FAULTS 3.8: damaged ones neither count nor go."""
+        """Design, Retention: damaged ones neither count nor go."""
         made = [write(store, str(number)) for number in range(6)]
         store.change(made[0], pinned=True)
         made[5].path.write_text("cut short")
@@ -605,7 +605,7 @@ class TestDelete:
 
     @pytest.mark.parametrize("count", [0, -1, True, 1.5, "3", None])
     def test_a_count_that_keeps_nothing_is_refused(self, count: object, store: SnapshotStore) -> None:
-        """FAULTS 3.8: at least one is always kept."""
+        """Design, Retention: at least one is always kept."""
         write(store, "one")
         with pytest.raises(UsageError, match="keep_count"):
             store.delete_old("app", count)  # type: ignore[arg-type]
@@ -619,7 +619,7 @@ class TestDelete:
     def test_the_decision_keeps_its_promises(
         self, facts: list[tuple[bool, bool, int]], keep_count: int
     ) -> None:
-        """FAULTS 3.8: newest valid and pinned kept, invalid untouched, idempotent, monotone in the count."""
+        """Retention: newest valid and pinned kept, invalid untouched, idempotent, monotone in the count."""
         snapshots = [
             imagined(number, valid=valid, pinned=pinned, second=second)
             for number, (valid, pinned, second) in enumerate(facts)
@@ -674,7 +674,7 @@ class TestReading:
         assert str(made.path) in caught.value.found
 
     def test_a_file_that_changes_while_it_is_read_is_found(self, store: SnapshotStore) -> None:
-        """FAULTS 3.3: checked on the same descriptor, before and after."""
+        """Design, Valid files: checked on the same descriptor, before and after."""
         made = write(store, "one")
         with store.reading(made) as opened:
             opened.check_unchanged()
@@ -700,7 +700,7 @@ class TestReading:
         assert time.monotonic() - begun < 5
 
     def test_a_file_without_manifest_needs_trust(self, store: SnapshotStore) -> None:
-        """FAULTS 3.3: refused, or read with trust=True, but never called checked."""
+        """Design, Valid files: refused, or read with trust=True, but never called checked."""
         store.prepare()
         (store.directory / "app_v1.sql").write_text("by hand")
         snapshot = store.find("app", "v1")

@@ -224,7 +224,7 @@ def test_rename_is_ended_by_calling_it_again(directories: Callable[[LatestMode],
 
 
 def test_publish_syncs_before_it_renames(tmp_path: Path) -> None:
-    """FAULTS 3.4: file and manifest are synced, then named, then the directory is synced, then the link."""
+    """Publish order: file and manifest are synced, named, then the directory is synced, then the link."""
     files = RecordingFileSystem()
     store = store_at(tmp_path / "snapshots", files)
     write(store, "one", FIRST)
@@ -248,7 +248,7 @@ def test_publish_syncs_before_it_renames(tmp_path: Path) -> None:
 
 
 def test_delete_removes_the_manifest_before_the_data(directories: Callable[[LatestMode], Path]) -> None:
-    """FAULTS 3.4: the link moves, the manifest goes and is synced, then the data."""
+    """Design, Publish order: the link moves, the manifest goes and is synced, then the data."""
     files = RecordingFileSystem()
     path = directories("symlink")
     store_at(path, files).delete(store_at(path).find("app"))
@@ -280,7 +280,7 @@ def test_young_or_locked_leftovers_stay(tmp_path: Path) -> None:
 
 
 def test_foreign_files_are_never_swept(tmp_path: Path) -> None:
-    """FAULTS 3.4: a hand-made dump, other hidden files and other directories are no business of ours."""
+    """Publish order: a hand-made dump, other hidden files and other directories are no business of ours."""
     store = store_at(tmp_path / "snapshots")
     write(store, "one", FIRST)
     foreign = [
