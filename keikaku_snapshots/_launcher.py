@@ -97,12 +97,19 @@ def child_setup() -> Callable[[], None]:
         return lambda: set_mask(set_mask_how, ()) and None
     import ctypes
 
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    library = ctypes.CDLL(None, use_errno=True)
+    prctl, set_handler = library.prctl, library.signal
     prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
+    set_handler.argtypes, set_handler.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    # A shell's `command &` ignores these two; an ignored signal stays ignored in the new program,
+    # and psql could not be asked to cancel its query.
+    to_default = (int(signal.SIGINT), int(signal.SIGQUIT))
     parent, getppid, leave, kill = os.getpid(), os.getppid, os._exit, int(signal.SIGKILL)
 
     def setup() -> None:
         set_mask(set_mask_how, ())
+        for number in to_default:
+            set_handler(number, None)
         prctl(PR_SET_PDEATHSIG, kill, 0, 0, 0)
         # The parent may have died before prctl; then no signal will ever come.
         if getppid() != parent:

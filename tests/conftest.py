@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import subprocess
 from contextlib import ExitStack
 from pathlib import Path
@@ -34,9 +35,20 @@ def pytest_configure(config: pytest.Config) -> None:
     """Scrub the environment and take the servers' directory from the process that began the run."""
     for name in [name for name in os.environ if _SCRUBBED.fullmatch(name)]:
         del os.environ[name]
+    if not hasattr(config, "workerinput"):
+        _take_signals()
     given = getattr(config, "workerinput", {}).get("servers")
     if given:
         config.stash[_BASE] = Path(given)
+
+
+def _take_signals() -> None:
+    """Undo what nohup and a shell's `command &` ignore: the programs that tests signal would inherit it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def pytest_configure_node(node: object) -> None:

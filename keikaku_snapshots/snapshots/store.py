@@ -193,8 +193,11 @@ class SnapshotStore:
                 try:
                     if not path.is_dir():
                         self._files.before("mkdir", path)
-                        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                        path.mkdir(mode=0o700, parents=True)
+                        path.chmod(0o700)  # a umask may have taken our own rights
                 except (FileExistsError, NotADirectoryError) as error:
+                    if path.is_dir():  # another process was first
+                        continue
                     raise RefusedError(
                         "the snapshot directory is not a directory",
                         found=str(path),

@@ -509,3 +509,25 @@ def test_starting_a_program_leaves_the_filters_of_other_threads_alone() -> None:
     assert warnings.filters == before
     with pytest.warns(DeprecationWarning, match="something else"):
         warnings.warn("something else", DeprecationWarning, stacklevel=1)
+
+
+def test_a_program_can_be_interrupted_although_we_ignore_the_signal() -> None:
+    """FAULTS 47: a shell's `command &` ignores SIGINT; inherited, psql would never cancel its query."""
+    script = (
+        "import os, signal\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "from keikaku_snapshots._process import start_tool\n"
+        "running = start_tool(['/bin/sleep', '60'], env={})\n"
+        "os.kill(running.pid, signal.SIGINT)\n"
+        "print(running.wait().returncode)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=True,
+        cwd=ROOT,
+    )
+
+    assert done.stdout.strip() == str(-signal.SIGINT)
