@@ -15,6 +15,7 @@ from keikaku_snapshots.postgres.connect import connect
 from keikaku_snapshots.postgres.embedded import EmbeddedServer
 
 if TYPE_CHECKING:
+    from keikaku_snapshots import Snapshot
     from keikaku_snapshots.postgres.url import DatabaseURL
 
 #: Longest accepted time of each comparison, in seconds.
@@ -60,9 +61,9 @@ def two_hundred_thousand_rows(url: DatabaseURL, folder: Path, runs: int) -> Resu
     )
 
 
-def compare(manager: SnapshotManager, before: object, after: object) -> None:
+def compare(manager: SnapshotManager, before: str | Snapshot, after: str | Snapshot) -> None:
     """Compare, with rows given back."""
-    manager.compare_snapshots(before, after, rows=ROWS)  # type: ignore[arg-type]
+    manager.compare_snapshots(before, after, rows=ROWS)
 
 
 def main() -> int:

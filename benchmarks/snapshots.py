@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 #: Largest accepted ratios by number of rows (REQUIREMENTS C2).
 CREATE_LIMIT = 1.2
 SWAP_LIMITS = {"large": 1.35, "xlarge": 1.2}
+#: Longest wait for the server to drop a replaced database, in seconds.
+SETTLE_LIMIT_S = 60.0
 
 
 def _run(arguments: list[str], url: DatabaseURL) -> None:
@@ -66,13 +68,20 @@ def _settle(maintenance: DatabaseURL) -> None:
     """Wait until the server has dropped what was left to it, and write everything back."""
     with connect(maintenance, autocommit=True) as connection:
         left = "SELECT count(*) FROM pg_database WHERE datname LIKE 'keikaku\\_old\\_%'"
+        deadline = time.monotonic() + SETTLE_LIMIT_S
         while (row := connection.execute(left).fetchone()) and row[0]:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"a replaced database was not dropped within {SETTLE_LIMIT_S} s")
             time.sleep(0.01)
         connection.execute("CHECKPOINT")
 
 
 def cold_swap(url: DatabaseURL, tools: Tools, folder: Path, scale_name: str, runs: int) -> Result:
-    """Restore by swap, and load the same file with createdb, psql -1 and ANALYZE."""
+    """Restore by swap, and load the same file with createdb, psql -1 and ANALYZE.
+
+    The scratch database is loaded without one transaction and without waiting for the disk; the
+    COMMIT of the renames brings it there. The raw side is what the requirement says.
+    """
     manager = SnapshotManager(url, snapshot_dir=folder / "snapshots")
     snapshot = manager.create_snapshot(f"bench_{scale_name}")
     scratch = url.with_database("bench_raw")
