@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 import click
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+
+import reference_api
 
 from keikaku_snapshots import errors
 from keikaku_snapshots.cli import COMMANDS, keikaku
@@ -58,6 +60,7 @@ def main(arguments: list[str]) -> int:
 def pages() -> dict[str, str]:
     """Return the text of each page by its file name."""
     return {
+        "api.md": HEAD + reference_api.page(),
         "errors.md": HEAD + errors_page(),
         "command-line.md": HEAD + command_line_page(),
         "configuration.md": HEAD + configuration_page(),

@@ -60,14 +60,20 @@ if TYPE_CHECKING:
     from keikaku_snapshots.postgres.url import DatabaseURL
     from keikaku_snapshots.progress import ProgressCallback
 
+    #: A URL, a psycopg ``Connection``, an SQLAlchemy ``Connection`` or ``Session``.
     SyncDatabase: TypeAlias = (
         str | DatabaseURL | sqlalchemy.URL | psycopg.Connection[Any] | sqlalchemy.Connection | Session
     )
+    #: A psycopg ``AsyncConnection``, an SQLAlchemy ``AsyncConnection`` or ``AsyncSession`` (on psycopg or
+    #: asyncpg), an asyncpg ``Connection``.
     AsyncDatabase: TypeAlias = (
         psycopg.AsyncConnection[Any] | AsyncSession | AsyncConnection | asyncpg.Connection[Any]
     )
+    #: Office id to the staff of the office.
     StaffsByOffice: TypeAlias = dict[UUID, list[Staff]]
+    #: Office id to its welfare recipients.
     RecipientsByOffice: TypeAlias = dict[UUID, list[WelfareRecipient]]
+    #: Plans and their cycles, in the same order.
     PlansAndCycles: TypeAlias = tuple[list[SupportPlan], list[SupportPlanCycle]]
 
 
@@ -127,7 +133,7 @@ def bulk_create_offices(
     """Create offices.
 
     Args:
-        db: URL, connection or session, see the module.
+        db: URL, connection or session, see `SyncDatabase` and `AsyncDatabase`.
         count: How many, at least 1.
         batch_size: Rows encoded at a time; above 1,000 only warns.
         created_by: The staff that owns them (its id, or an object with ``.id``). None:
@@ -179,7 +185,7 @@ def bulk_create_staffs(
     """Create staff and link them to their offices.
 
     Args:
-        db: URL, connection or session, see the module.
+        db: URL, connection or session, see `SyncDatabase` and `AsyncDatabase`.
         offices: Offices (anything with ``.id``) or their ids.
         count_per_office: Staff for each office, at least 1.
         batch_size: Rows encoded at a time; above 1,000 only warns.
@@ -226,7 +232,7 @@ def bulk_create_welfare_recipients(
     """Create welfare recipients and link them to their offices.
 
     Args:
-        db: URL, connection or session, see the module.
+        db: URL, connection or session, see `SyncDatabase` and `AsyncDatabase`.
         offices: Offices (anything with ``.id``) or their ids.
         count_per_office: Recipients for each office, at least 1.
         batch_size: Rows encoded at a time; above 1,000 only warns.
@@ -275,7 +281,7 @@ def bulk_create_support_plans_and_cycles(
     The first staff of an office is responsible. An office without staff gets no plan.
 
     Args:
-        db: URL, connection or session, see the module.
+        db: URL, connection or session, see `SyncDatabase` and `AsyncDatabase`.
         recipients_by_office: What `bulk_create_welfare_recipients` returned.
         staffs_by_office: What `bulk_create_staffs` returned.
         batch_size: Rows encoded at a time; above 1,000 only warns.
@@ -313,7 +319,7 @@ def bulk_create_support_plan_cycles(
     It began 335 days before the reference date and ends 25 days after it.
 
     Args:
-        db: URL, connection or session, see the module.
+        db: URL, connection or session, see `SyncDatabase` and `AsyncDatabase`.
         plans: Plans (anything with ``.id``) or their ids.
         batch_size: Rows encoded at a time; above 1,000 only warns.
         **options: See `BulkOptions`.
