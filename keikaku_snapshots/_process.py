@@ -29,9 +29,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from concurrent.futures import Future
 
-__all__ = ["RunningTool", "ToolResult", "run_tool", "start_tool"]
+__all__ = ["INHERIT_UMASK", "RunningTool", "ToolResult", "run_tool", "start_tool"]
 
 log = logging.getLogger("keikaku_snapshots.process")
+
+#: Files that a program of ours makes are for this account only.
+_PRIVATE_UMASK = 0o077
+#: For a program of the user's own: the mask that this process has (umask of subprocess.Popen).
+INHERIT_UMASK = -1
 
 
 def _unchanged(text: str) -> str:
@@ -39,20 +44,26 @@ def _unchanged(text: str) -> str:
 
 
 def _spawn(
-    argv: list[str], env: dict[str, str], pass_fds: tuple[int, ...], *, capture_stdout: bool
+    argv: list[str],
+    env: dict[str, str],
+    pass_fds: tuple[int, ...],
+    *,
+    capture_stdout: bool,
+    merge_output: bool,
+    umask: int,
 ) -> subprocess.Popen[bytes]:
     allow_fork_with_threads()
     return subprocess.Popen(
         argv,
         env=env,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE if capture_stdout else subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE if capture_stdout or merge_output else subprocess.DEVNULL,
+        stderr=subprocess.STDOUT if merge_output else subprocess.PIPE,
         bufsize=0,
         close_fds=True,
         pass_fds=pass_fds,
         start_new_session=True,
-        umask=0o077,
+        umask=umask,
         preexec_fn=child_setup(),  # noqa: PLW1509 - runs in the launcher thread, see child_setup
     )
 
@@ -70,6 +81,8 @@ def start_tool(
     watch: Callable[[], str | None] | None = None,
     watch_interval_s: float = 0.2,
     on_end: Callable[[], None] | None = None,
+    merge_output: bool = False,
+    umask: int = _PRIVATE_UMASK,
 ) -> RunningTool:
     """Start a program and return at once.
 
@@ -89,6 +102,8 @@ def start_tool(
         watch_interval_s: Seconds between two calls of `watch`.
         on_end: Called once from another thread when the program has ended, before
             `wait` returns; not called when it could not be started.
+        merge_output: Take standard output with the error output, in the order in which it comes.
+        umask: Of the files that it makes.
 
     Returns:
         The running program.
@@ -108,28 +123,37 @@ def start_tool(
     arguments = [os.fspath(item) for item in argv]
     if not arguments or not Path(arguments[0]).is_absolute():
         raise UsageError(
-            "A program must be given by its absolute path", hint="Pass a path from find_tools()."
+            "a program must be given by its absolute path", hint="Pass a path from find_tools()."
         )
     environment, fds = dict(env), tuple(pass_fds)
     if any(fd <= 2 for fd in fds):
         # In the program these are its standard streams: it would read /dev/null in place of the file.
         raise UsageError(
-            "A descriptor below 3 cannot be passed to a program",
+            "a descriptor below 3 cannot be passed to a program",
             found="Standard input, output or error of this process was closed before the file was opened.",
             hint="Start this process with all three open: `</dev/null >/dev/null 2>&1`.",
         )
     if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
         raise UsageError(
-            "Programs cannot be run while this process ignores SIGCHLD: their exit codes would be lost",
+            "programs cannot be run while this process ignores SIGCHLD: their exit codes would be lost",
             hint="Undo it first: signal.signal(signal.SIGCHLD, signal.SIG_DFL), or in a shell: trap - CHLD.",
         )
     texts = [*arguments, *env.keys(), *env.values()]
     if any("\0" in text for text in texts):
-        raise UsageError("An argument or environment value of a program holds a NUL character")
+        raise UsageError("an argument or environment value of a program holds a NUL character")
     log.debug("starting %s", arguments[0])
     future: Future[subprocess.Popen[bytes]] | None = None
     try:
-        future = launch(lambda: _spawn(arguments, environment, fds, capture_stdout=capture_stdout))
+        future = launch(
+            lambda: _spawn(
+                arguments,
+                environment,
+                fds,
+                capture_stdout=capture_stdout,
+                merge_output=merge_output,
+                umask=umask,
+            )
+        )
         return RunningTool(
             future.result(),
             timeout_s=timeout_s,
@@ -167,11 +191,11 @@ def _start_error(program: str, error: OSError | subprocess.SubprocessError | Run
     said = "" if isinstance(error, subprocess.SubprocessError) else str(error)
     reason = os.strerror(number) if number else said or type(error).__name__
     if number in {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EISDIR, errno.ENOEXEC, errno.EPERM}:
-        return ToolMissingError(f"The program {program} cannot be run", found=f"The system says: {reason}")
+        return ToolMissingError(f"the program {program} cannot be run", found=f"The system says: {reason}")
     if number == errno.ENOSPC:
-        return DiskFullError(f"The program {program} cannot be started", found=f"The system says: {reason}")
+        return DiskFullError(f"the program {program} cannot be started", found=f"The system says: {reason}")
     return ToolError(
-        f"The program {program} cannot be started",
+        f"the program {program} cannot be started",
         found=f"The system says: {reason}",
         hint="Look at the limits of processes and memory (ulimit -a, free), then run it again.",
     )

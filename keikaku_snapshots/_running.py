@@ -45,8 +45,8 @@ class ToolResult:
     argv0: str
     #: Exit code; negative is the signal that ended it.
     returncode: int
-    #: Error output, redacted, at most head and tail of it. Server messages in it
-    #: may quote row values, so it is not part of the ``repr``.
+    #: Error output, and standard output when they were merged; redacted, at most head and tail
+    #: of it. Server messages in it may quote row values, so it is not part of the ``repr``.
     stderr: str = field(repr=False)
     #: Standard output when it was captured, else empty; not redacted.
     stdout: str = field(repr=False)
@@ -102,7 +102,7 @@ class _Bounded:
 def _exit_code_lost(program: str, stderr: str) -> ToolError:
     """Make the error that is raised when a program's exit code went to somebody else."""
     return ToolError(
-        f"Nobody can say whether {program} succeeded: its exit code does not reach this process",
+        f"nobody can say whether {program} succeeded: its exit code does not reach this process",
         found="Another part of this process ignores SIGCHLD or waits for every child (os.wait).",
         hint="Undo that while programs run; wait for your own children by their process ids.",
         stderr=stderr,
@@ -149,8 +149,9 @@ class RunningTool:
         self._stderr = _Bounded(STDERR_HEAD_BYTES, STDERR_TAIL_BYTES)
         self._stdout = bytearray()
         self._stdout_overflow = False
-        self._drains = [self._drain(popen.stderr, self._take_stderr)]
-        if popen.stdout is not None:
+        merged = popen.stderr is None
+        self._drains = [self._drain(popen.stdout if merged else popen.stderr, self._take_stderr)]
+        if popen.stdout is not None and not merged:
             self._drains.append(self._drain(popen.stdout, self._take_stdout))
         _thread(self._reap, f"keikaku-reap-{popen.pid}")
         if timeout_s is not None or watch is not None:
@@ -199,7 +200,7 @@ class RunningTool:
         """
         if os.getpid() != self._owner_pid:
             raise UsageError(
-                "A program can be waited for only in the process that started it",
+                "a program can be waited for only in the process that started it",
                 found=f"Process {os.getpid()} was forked from process {self._owner_pid}.",
                 hint="Start the program in the process that waits for it.",
             )

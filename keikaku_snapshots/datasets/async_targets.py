@@ -126,7 +126,7 @@ class AsyncPsycopgTarget(_AsyncTarget):
         """None for a savepoint, else what begins a transaction."""
         if self._connection.closed:
             raise ConnectError(
-                "The connection is closed", hint="Open a new one and call again.", transient=False
+                "the connection is closed", hint="Open a new one and call again.", transient=False
             )
         status = self._connection.info.transaction_status
         return begin_statement(autocommit=self._connection.autocommit, status=status)
@@ -190,7 +190,7 @@ class AsyncpgTarget(_AsyncTarget):
         """None for a savepoint, else what begins a transaction."""
         if self._connection.is_closed():
             raise ConnectError(
-                "The connection is closed", hint="Open a new one and call again.", transient=False
+                "the connection is closed", hint="Open a new one and call again.", transient=False
             )
         return None if self._connection.is_in_transaction() else "BEGIN"
 

@@ -32,7 +32,7 @@ from keikaku_snapshots.postgres.failures import is_transient, report_of, transla
 ResultT = TypeVar("ResultT")
 
 #: What is said of a transaction that takes no statement any more.
-FAILED_TRANSACTION = "The transaction of this connection has failed before"
+FAILED_TRANSACTION = "the transaction of this connection has failed before"
 #: How often values that were drawn without a seed are drawn anew after a collision.
 FRESH_TRIES = 3
 
@@ -135,6 +135,8 @@ def attempts(
             except Exception as error:  # noqa: BLE001 - the loop decides, and raises it again
                 # As the library's own error, so that the last one that tenacity raises is one too.
                 translated = _translated(error)
+                if call.attempt_number > 1 and may_retry(translated):
+                    _tell_tries(translated, call.attempt_number)
                 call.set_exception((type(translated), translated, translated.__traceback__))
             else:
                 return result
@@ -177,7 +179,7 @@ def _in_transaction(unit: Unit[ResultT], settings: dict[str, str], state: _State
         state.usable = yield Rollback()
         if state.owned and not _is_answer(error):
             state.usable = False
-            what = "The connection was lost after COMMIT was sent; the rows may or may not be there"
+            what = "the connection was lost after COMMIT was sent; the rows may or may not be there"
             raise OutcomeUnknownError(what) from error
         raise
     return result
@@ -222,13 +224,18 @@ def _translated(error: Exception) -> Exception:
         return _caused(UsageError(FAILED_TRANSACTION, hint="Roll it back, then call again."), error)
     if type(error).__name__ == "UnboundExecutionError":
         hint = "Bind the session to one engine or connection: Session(engine)."
-        return _caused(UsageError("The session does not say which database it writes to", hint=hint), error)
+        return _caused(UsageError("the session does not say which database it writes to", hint=hint), error)
     module = type(error).__module__.partition(".")[0]
     if module not in {"psycopg", "psycopg_pool", "asyncpg", "sqlalchemy"} and not isinstance(
         error, ConnectionError
     ):
         return error
     return _caused(translate(error), error)
+
+
+def _tell_tries(error: Exception, tries: int) -> None:
+    if isinstance(error, KeikakuError):
+        error.found = "\n".join(filter(None, (error.found, f"Tried {tries} times; nothing was written.")))
 
 
 def _caused(translated: KeikakuError, cause: Exception) -> KeikakuError:

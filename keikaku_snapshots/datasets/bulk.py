@@ -364,7 +364,7 @@ def _call(batch_size: int, options: BulkOptions) -> bulk_units.Call:
     unknown = sorted(set(options) - set(BulkOptions.__annotations__))
     if unknown:
         known = ", ".join(BulkOptions.__annotations__)
-        raise ParameterTypeError(f"There is no option {unknown[0]!r}", found=f"Options are: {known}")
+        raise ParameterTypeError(f"there is no option {unknown[0]!r}", found=f"Options are: {known}")
     seed = options.get("seed")
     day: object = options.get("reference_date") or datetime.now(UTC).date()
     if not isinstance(day, date) or isinstance(day, datetime):

@@ -110,7 +110,7 @@ def _check_unmarked(found: Sequence[Found], marker: str) -> Steps[None]:
             continue
         rows = yield Execute(f"SELECT count(*) FROM {table.sql}")  # noqa: S608 - names are quoted
         if rows[0][0]:
-            what = f"Table {table.name!r} has rows but no column {marker!r} to tell test rows from others"
+            what = f"table {table.name!r} has rows but no column {marker!r} to tell test rows from others"
             raise RefusedError(
                 what,
                 found=f"Table: {table.schema}.{table.name}\nRows: {rows[0][0]:,}",

@@ -83,7 +83,7 @@ def memory_check(limit_mb: float | None) -> Callable[[], None]:
     def check() -> None:
         used_mb = process.memory_info().rss / 1e6
         if used_mb > limit_mb:
-            what = f"The process uses {used_mb:,.0f} MB of memory, the limit is {limit_mb:,.0f} MB"
+            what = f"the process uses {used_mb:,.0f} MB of memory, the limit is {limit_mb:,.0f} MB"
             raise MemoryLimitError(what, found="Nothing was written.", used_mb=used_mb, limit_mb=limit_mb)
 
     return check
@@ -246,7 +246,7 @@ def copy_blocks(
 
 def _check_copied(table: str, sent: int, copied: int) -> None:
     if sent != copied:
-        what = f"The server stored {copied:,} of {sent:,} rows that were copied into {table!r}"
+        what = f"the server stored {copied:,} of {sent:,} rows that were copied into {table!r}"
         hint = "A BEFORE INSERT trigger drops rows, or row security hides them: disable it for the load."
         raise DataError(what, hint=hint, table=table)
 

@@ -46,7 +46,7 @@ def encode_rows(rows: Sequence[Sequence[Any]], columns: Sequence[str], kinds: Se
         ParameterTypeError: A value has a type that is not converted.
     """
     if not columns:
-        raise DataError("There is no column to fill", hint="Name at least one column in columns=.")
+        raise DataError("there is no column to fill", hint="Name at least one column in columns=.")
     try:
         values = list(zip(*rows, strict=True))
     except ValueError as error:
@@ -84,7 +84,7 @@ def _encode_value(value: Any, name: str, kind: Kind) -> str:
         try:
             value = text_of(value, kind)
         except TypeError as error:
-            what = f"Column {name!r} got a {type(value).__name__}, which is not converted to text"
+            what = f"column {name!r} got a {type(value).__name__}, which is not converted to text"
             raise ParameterTypeError(
                 what, hint="Give the value as PostgreSQL writes it, as a str."
             ) from error
@@ -95,10 +95,10 @@ def _encode_value(value: Any, name: str, kind: Kind) -> str:
 
 def _check_value(value: str, name: str) -> None:
     if "\0" in value:
-        what = f"A value of column {name!r} has a NUL character, which PostgreSQL cannot store"
+        what = f"a value of column {name!r} has a NUL character, which PostgreSQL cannot store"
         raise DataError(what, hint="Take it out of the value.", column=name, value=value)
     if value.startswith(_BYTE_ORDER_MARK):
-        what = f"A value of column {name!r} begins with a byte order mark"
+        what = f"a value of column {name!r} begins with a byte order mark"
         hint = "Read the file that it comes from with encoding='utf-8-sig'."
         raise DataError(what, hint=hint, column=name, value=value)
 
@@ -149,7 +149,7 @@ def _array_item(item: object) -> str:
 def _length_error(rows: Sequence[Sequence[Any]], columns: Sequence[str]) -> DataError:
     lengths = sorted({len(row) for row in rows})
     found = f"Rows have {' or '.join(map(str, lengths))} values, columns are {', '.join(columns)}"
-    return DataError(f"Rows must have {len(columns)} values", found=found)
+    return DataError(f"rows must have {len(columns)} values", found=found)
 
 
 def _encoding_error(values: Sequence[Sequence[Any]], columns: Sequence[str]) -> DataError:
@@ -158,6 +158,6 @@ def _encoding_error(values: Sequence[Sequence[Any]], columns: Sequence[str]) -> 
             try:
                 str(value).encode()
             except UnicodeEncodeError:
-                what = f"A value of column {name!r} is no valid text: it has half of a surrogate pair"
+                what = f"a value of column {name!r} is no valid text: it has half of a surrogate pair"
                 return DataError(what, hint="Correct the value.", column=name, value=value)
-    return DataError("A value is no valid text")
+    return DataError("a value is no valid text")

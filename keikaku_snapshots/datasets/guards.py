@@ -59,12 +59,12 @@ def _compare(db: Any, protected_words: Sequence[str], allowed_databases: Sequenc
         word = place.protected_word(protected_words)
         if word is not None:
             raise ProtectedDatabaseError(
-                f"The database looks like production: {word!r} is in its name or host",
+                f"the database looks like production: {word!r} is in its name or host",
                 found=f"Database: {database}\nHost: {host or 'local socket'}",
             )
     if allowed_databases and not any(fnmatchcase(database, pattern) for pattern in allowed_databases):
         raise ProtectedDatabaseError(
-            f"Database {database!r} is not among those that data may be generated into",
+            f"database {database!r} is not among those that data may be generated into",
             found=f"Allowed: {', '.join(allowed_databases)}",
             hint="Check the URL, or add the name to allowed_databases.",
         )

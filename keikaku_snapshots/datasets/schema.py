@@ -168,7 +168,7 @@ def prepare_tables(dataset: Dataset, *, create: bool, schema: str | None) -> Ste
     missing = [table for table, row in zip(dataset.tables, rows, strict=True) if row[0] is None]
     if missing and not create:
         raise SchemaDriftError(
-            "Tables of the dataset are missing in the database",
+            "tables of the dataset are missing in the database",
             found=", ".join(table.name for table in missing),
             hint="Run the migrations first, or pass create_tables=True (--create-tables).",
         )
@@ -242,7 +242,7 @@ def _compare(dataset: Dataset, rows: Sequence[tuple[Any, ...]]) -> Steps[list[Fo
     problems += yield from _type_problems(found, there)
     if problems:
         raise SchemaDriftError(
-            f"The database has tables of another form than dataset {dataset.name!r}",
+            f"the database has tables of another form than dataset {dataset.name!r}",
             found="\n".join(problems),
             hint="Migrate the tables, correct the dataset's model, or use another database or schema. "
             "Nothing was changed.",

@@ -157,7 +157,7 @@ class TableSource:
         yield Block(encoded.text, encoded.rows)
 
     def _executor_error(self, error: Exception) -> UsageError:
-        what = f"The executor's workers cannot make the rows of table {self._found.table.name!r}"
+        what = f"the executor's workers cannot make the rows of table {self._found.table.name!r}"
         hint = (
             "Row functions must be functions of a module that the workers can import: "
             "no lambda, no function inside another, and the module on their sys.path. "

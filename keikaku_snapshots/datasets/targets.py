@@ -176,7 +176,7 @@ def begin_statement(*, autocommit: bool, status: psycopg.pq.TransactionStatus) -
 def busy() -> UsageError:
     """The error for a connection that does something else at the same time."""
     return UsageError(
-        "The connection is busy with another statement",
+        "the connection is busy with another statement",
         hint="Finish it (await it, read its rows, end its COPY or pipeline), or use another connection.",
     )
 
@@ -193,7 +193,7 @@ class PsycopgTarget:
         """The connection; an error when it is closed."""
         if self._connection is None or self._connection.closed:
             raise ConnectError(
-                "The connection is closed", hint="Open a new one and call again.", transient=False
+                "the connection is closed", hint="Open a new one and call again.", transient=False
             )
         return self._connection
 

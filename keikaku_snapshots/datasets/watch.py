@@ -114,7 +114,7 @@ class AsyncStallWatch(_Watch):
             if isinstance(error, asyncio.CancelledError) and (own := asyncio.current_task()) is not None:
                 own.uncancel()  # the cancellation was ours, not that of whoever awaits the task
             if self._is_lost():
-                what = f"The connection was lost while rows were copied into {self._table!r}"
+                what = f"the connection was lost while rows were copied into {self._table!r}"
                 raise ConnectError(what, transient=True, contention=True) from error
             raise self._error() from error
 

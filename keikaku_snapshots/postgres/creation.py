@@ -79,7 +79,7 @@ def locale_options(connection: Connection, database: str) -> LocaleOptions:
         (database,),
     ).fetchone()
     if row is None:
-        raise UsageError(f"There is no database {database!r}", hint="Correct the name, or create it.")
+        raise UsageError(f"there is no database {database!r}", hint="Correct the name, or create it.")
     return LocaleOptions(row[0], _PROVIDERS.get(row[1], "libc"), *row[2:])
 
 
@@ -171,7 +171,7 @@ def clone(
     mismatch = collation_mismatch(connection, template)
     if mismatch:
         raise RefusedError(
-            f"Database {template!r} cannot be cloned",
+            f"database {template!r} cannot be cloned",
             found=mismatch,
             hint="Restore from the snapshot's file; a database that is made anew has the right version.",
         )
@@ -297,7 +297,7 @@ def drop(connection: Connection, name: str, *, force: bool = True, only_ours: bo
     settings = database_settings(connection, name)
     if only_ours and Identity.from_comment(settings.comment) is None:
         raise RefusedError(
-            f"Database {name!r} was not made by keikaku_snapshots",
+            f"database {name!r} was not made by keikaku_snapshots",
             found="Its comment does not say so.",
             hint="Drop it by hand if it is not needed.",
         )
@@ -307,7 +307,7 @@ def drop(connection: Connection, name: str, *, force: bool = True, only_ours: bo
     if slots:
         names = ", ".join(str(row[0]) for row in slots)
         raise RefusedError(
-            f"Database {name!r} has replication slots that would be lost",
+            f"database {name!r} has replication slots that would be lost",
             found=names,
             hint="Drop the slots first.",
         )
@@ -375,7 +375,7 @@ def leave_to_server(
         UsageError: Neither or both were named.
     """
     if (drop_database is None) == (clone_of is None or clone_name is None):
-        raise UsageError("Name either a database to drop or one to clone")
+        raise UsageError("name either a database to drop or one to clone")
     connection = connect_maintenance(
         url, maintenance=maintenance, application_name="keikaku_snapshots background"
     )

@@ -164,74 +164,74 @@ class _Context:
 
 #: SQLSTATE or its class → (error, sentence, hint). The longest match wins.
 _BY_STATE: dict[str, tuple[type[errors.KeikakuError], str, str]] = {
-    "08": (errors.ConnectError, "The connection to the server was lost", ""),
-    "28": (errors.AuthenticationError, "The server refused the role or its password", ""),
+    "08": (errors.ConnectError, "the connection to the server was lost", ""),
+    "28": (errors.AuthenticationError, "the server refused the role or its password", ""),
     "3D000": (
         errors.ConnectError,
-        "The database does not exist",
+        "the database does not exist",
         "Create it (createdb NAME), or correct the name in the database URL.",
     ),
     "53300": (
         errors.ConnectError,
-        "The server has no free connection",
+        "the server has no free connection",
         "Close connections that are not needed, or raise max_connections.",
     ),
-    "57P01": (errors.ConnectError, "The server ended the connection", ""),
-    "57P02": (errors.ConnectError, "The server crashed and ended the connection", ""),
-    "57P03": (errors.ConnectError, "The server does not accept connections yet", ""),
-    "57P04": (errors.ConnectError, "The database was dropped under the connection", ""),
-    "57P05": (errors.ConnectError, "The server ended the connection because it was idle", ""),
-    "57014": (errors.OperationTimeoutError, "The server cancelled the statement", ""),
-    "25P03": (errors.OperationTimeoutError, "The server ended a transaction that was idle too long", ""),
-    "25P04": (errors.OperationTimeoutError, "The server ended a transaction that took too long", ""),
-    "55P03": (errors.DatabaseInUseError, "A lock was not granted in time", ""),
-    "55006": (errors.DatabaseInUseError, "The database is in use by other sessions", ""),
+    "57P01": (errors.ConnectError, "the server ended the connection", ""),
+    "57P02": (errors.ConnectError, "the server crashed and ended the connection", ""),
+    "57P03": (errors.ConnectError, "the server does not accept connections yet", ""),
+    "57P04": (errors.ConnectError, "the database was dropped under the connection", ""),
+    "57P05": (errors.ConnectError, "the server ended the connection because it was idle", ""),
+    "57014": (errors.OperationTimeoutError, "the server cancelled the statement", ""),
+    "25P03": (errors.OperationTimeoutError, "the server ended a transaction that was idle too long", ""),
+    "25P04": (errors.OperationTimeoutError, "the server ended a transaction that took too long", ""),
+    "55P03": (errors.DatabaseInUseError, "a lock was not granted in time", ""),
+    "55006": (errors.DatabaseInUseError, "the database is in use by other sessions", ""),
     "40001": (
         errors.DatabaseInUseError,
-        "Another transaction changed the same rows",
+        "another transaction changed the same rows",
         "Run it again; another session works on these tables.",
     ),
     "40P01": (
         errors.DatabaseInUseError,
-        "Two transactions waited for each other (deadlock)",
+        "two transactions waited for each other (deadlock)",
         "Run it again; another session works on these tables.",
     ),
-    "42501": (errors.AccessDeniedError, "The role lacks a right", ""),
+    "42501": (errors.AccessDeniedError, "the role lacks a right", ""),
     "25006": (
         errors.AccessDeniedError,
-        "The database is read-only",
+        "the database is read-only",
         "Use the primary server, and check default_transaction_read_only of database and role.",
     ),
     "53100": (
         errors.DiskFullError,
-        "The server's disk is full",
+        "the server's disk is full",
         "Free space on the database server, then run it again.",
     ),
     "53200": (
         errors.KeikakuError,
-        "The server ran out of memory",
+        "the server ran out of memory",
         "If the message names max_locks_per_transaction, raise it and restart the server.",
     ),
-    "42P01": (errors.UsageError, "A table is missing in the database", "Run the migrations first."),
-    "42703": (errors.UsageError, "A column is missing in the database", "Run the migrations first."),
-    "3F000": (errors.UsageError, "A schema is missing in the database", "Run the migrations first."),
-    "42P04": (errors.UsageError, "A database of this name exists already", "Use another name."),
-    "22": (errors.DataError, "The server refused a value", ""),
+    "42P01": (errors.UsageError, "a table is missing in the database", "Run the migrations first."),
+    "42703": (errors.UsageError, "a column is missing in the database", "Run the migrations first."),
+    "3F000": (errors.UsageError, "a schema is missing in the database", "Run the migrations first."),
+    "42P04": (errors.UsageError, "a database of this name exists already", "Use another name."),
+    "22": (errors.DataError, "the server refused a value", ""),
     "P0": (
         errors.DataError,
-        "A trigger or function of the database refused it",
+        "a trigger or function of the database refused it",
         "The server's message above is its own; correct the rows, or disable the trigger for this work.",
     ),
-    "23": (errors.DataError, "A constraint refused a row", ""),
-    "428C9": (errors.DataError, "A generated column cannot be written", ""),
+    "23": (errors.DataError, "a constraint refused a row", ""),
+    "428C9": (errors.DataError, "a generated column cannot be written", ""),
 }
 _CONSTRAINTS: dict[str, tuple[type[errors.DataError], str]] = {
-    "23001": (errors.ForeignKeyError, "Other rows still refer to this row"),
-    "23502": (errors.NotNullError, "A column that must have a value got none"),
-    "23503": (errors.ForeignKeyError, "A row refers to a row that does not exist"),
-    "23505": (errors.UniqueError, "A value that must be unique exists already"),
-    "23514": (errors.CheckError, "A check constraint refused a row"),
-    "23P01": (errors.UniqueError, "A row overlaps with one that exists already"),
+    "23001": (errors.ForeignKeyError, "other rows still refer to this row"),
+    "23502": (errors.NotNullError, "a column that must have a value got none"),
+    "23503": (errors.ForeignKeyError, "a row refers to a row that does not exist"),
+    "23505": (errors.UniqueError, "a value that must be unique exists already"),
+    "23514": (errors.CheckError, "a check constraint refused a row"),
+    "23P01": (errors.UniqueError, "a row overlaps with one that exists already"),
 }
 
 
@@ -243,7 +243,7 @@ def _from_state(report: ServerReport, context: _Context) -> errors.KeikakuError:
             kind, sentence, hint = _BY_STATE[key]
             break
     else:
-        kind, sentence, hint = errors.KeikakuError, "The server refused the statement", report.hint
+        kind, sentence, hint = errors.KeikakuError, "the server refused the statement", report.hint
     message = report.message
     fields: dict[str, object] = {"detail": report.detail, "context": report.context}
     if kind is errors.DataError:
@@ -297,7 +297,7 @@ def _constraint_error(report: ServerReport, context: _Context) -> errors.Keikaku
     if kind is errors.ForeignKeyError and other:
         fields["references"] = other
         if _still_referenced(report, other):
-            sentence = "Other rows still refer to this row"
+            sentence = "other rows still refer to this row"
             hint = f"Delete or re-point the rows of {other} first."
         else:
             lines.append(f"Refers to: {other}")
@@ -320,16 +320,16 @@ def _from_text(error: BaseException, context: _Context) -> errors.KeikakuError:
     """Errors without a SQLSTATE: before a session began, or from the operating system."""
     text = str(error).strip()
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return context.build(errors.DiskFullError, "The disk is full", text)
+        return context.build(errors.DiskFullError, "the disk is full", text)
     if _AUTHENTICATION_TEXT.search(text):
-        return context.build(errors.AuthenticationError, "The server refused the role or its password", text)
+        return context.build(errors.AuthenticationError, "the server refused the role or its password", text)
     if _UNKNOWN_DATABASE_TEXT.search(text):
         _, sentence, hint = _BY_STATE["3D000"]
         return context.build(errors.ConnectError, sentence, text, hint=hint)
     if _CONNECT_DENIED_TEXT.search(text):
         return context.build(
             errors.AccessDeniedError,
-            "The role may not connect to the database",
+            "the role may not connect to the database",
             text,
             hint="Grant it: GRANT CONNECT ON DATABASE … TO …, or use another role.",
         )
@@ -339,9 +339,9 @@ def _from_text(error: BaseException, context: _Context) -> errors.KeikakuError:
     if _is_connection_error(error):
         return context.build(errors.ConnectError, _connect_sentence(error, text), text)
     if isinstance(error, TimeoutError):
-        return context.build(errors.OperationTimeoutError, "The step took too long", text)
+        return context.build(errors.OperationTimeoutError, "the step took too long", text)
     kind = type(error).__name__
-    return context.build(errors.KeikakuError, "The database driver failed", f"{kind}: {text}")
+    return context.build(errors.KeikakuError, "the database driver failed", f"{kind}: {text}")
 
 
 def _is_connection_error(error: BaseException) -> bool:

@@ -109,7 +109,7 @@ def sibling_name(kind: Kind, target: str, token: str | None = None) -> str:
     ending = token if token is not None else secrets.token_hex(4)
     if not ending.isascii() or not ending.isalnum() or len(ending) > 40:
         raise InvalidNameError(
-            "A token of a database name must be at most 40 letters and digits", found=ending[:80]
+            "a token of a database name must be at most 40 letters and digits", found=ending[:80]
         )
     head = f"keikaku_{kind}_"
     room = NAME_LIMIT_BYTES - len(head) - len(ending) - 1

@@ -102,10 +102,10 @@ class TargetLock:
             held = holder_of(self.connection, self.target)
         except psycopg.Error as error:
             raise LockBusyError(
-                f"The lock of database {self.target!r} was lost", found="The session that held it has ended."
+                f"the lock of database {self.target!r} was lost", found="The session that held it has ended."
             ) from error
         if held is None or held[0] != self.backend_pid:
-            raise LockBusyError(f"The lock of database {self.target!r} is no longer held")
+            raise LockBusyError(f"the lock of database {self.target!r} is no longer held")
 
 
 def holder_of(connection: Connection, target: str) -> tuple[int, str, str] | None:
@@ -218,7 +218,7 @@ def _busy(connection: Connection, url: DatabaseURL, wait_s: float) -> LockBusyEr
         f"Held by server process {holder[0]}, user {holder[1]}, application {holder[2]!r}"
     )  # fmt: skip
     return LockBusyError(
-        f"Another process works on database {url.database!r}{waited}",
+        f"another process works on database {url.database!r}{waited}",
         found=f"{found}\nDatabase: {url.location}",
         holder_pid=holder[0] if holder else None,
         holder_application=holder[2] if holder else None,

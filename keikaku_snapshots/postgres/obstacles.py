@@ -119,7 +119,7 @@ def _obstacles_of_role(connection: Connection, database: str) -> list[str]:
         (database,),
     ).fetchone()
     if row is None:
-        raise UsageError(f"There is no database {database!r}", hint="Correct the name, or create it.")
+        raise UsageError(f"there is no database {database!r}", hint="Correct the name, or create it.")
     is_superuser, may_create, is_owner, owner, is_maintenance, is_template = row
     reasons = []
     if is_maintenance:

@@ -34,7 +34,7 @@ def refusal(counts: Sequence[Counted]) -> TestDataReferencedError:
         for one in counts
     ]
     return TestDataReferencedError(
-        "Rows that are not test data refer to test rows that would be deleted; nothing was changed",
+        "rows that are not test data refer to test rows that would be deleted; nothing was changed",
         found="\n".join(lines),
         table=counts[0].child,
         rows=counts[0].rows,

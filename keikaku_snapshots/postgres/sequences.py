@@ -103,7 +103,7 @@ def reset_sequences(connection: Connection, tables: Iterable[TableName]) -> dict
             if following is None:
                 continue
             if not lowest <= following <= highest:
-                message = f"The sequence {sequence} has no value left after the rows of {table}"
+                message = f"the sequence {sequence} has no value left after the rows of {table}"
                 raise UsageError(
                     message,
                     found=f"Column: {column}",

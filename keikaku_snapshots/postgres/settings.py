@@ -84,7 +84,7 @@ def database_settings(connection: Connection, database: str) -> DatabaseSettings
         (database,),
     ).fetchone()
     if row is None:
-        raise UsageError(f"There is no database {database!r}", hint="Correct the name.")
+        raise UsageError(f"there is no database {database!r}", hint="Correct the name.")
     grants = connection.execute(
         """
         SELECT CASE WHEN x.grantee = 0 THEN '' ELSE pg_catalog.pg_get_userbyid(x.grantee) END,
@@ -230,7 +230,7 @@ def copy_settings(connection: Connection, source: str, target: str) -> None:
     except psycopg.Error as error:
         text = statement.as_string(connection) if statement is not None else "reading the settings"
         raise UnsafeRestoreError(
-            f"The settings of database {source!r} cannot be copied",
+            f"the settings of database {source!r} cannot be copied",
             found=f"{text}\nServer: {error.diag.message_primary or error}",
         ) from error
 

@@ -115,7 +115,7 @@ class _Swap:
             oid = self._oid(session_a, self.replacement)
             if oid is None or self._oid(session_a, self.target) is None:
                 missing = self.replacement if oid is None else self.target
-                raise UsageError(f"There is no database {missing!r}")
+                raise UsageError(f"there is no database {missing!r}")
             terminate(session_b, self.replacement, wait_s=wait_s)
             while True:
                 attempts += 1
@@ -184,7 +184,7 @@ class _Swap:
                 return self._oid(fresh, self.target) == oid
         except KeikakuError as second:
             raise OutcomeUnknownError(
-                f"The connection was lost while database {self.target!r} was being replaced",
+                f"the connection was lost while database {self.target!r} was being replaced",
                 found=f"Either it is the new one, or the new one is still called {self.replacement!r}.",
             ) from second
 
@@ -204,7 +204,7 @@ class _Swap:
             inside = sessions_in(session_b, self.target, clients_only=False)
         lines = [one.text for one in inside] or ["They have left by now; try again."]
         return DatabaseInUseError(
-            f"Database {self.target!r} is in use by other sessions and was not replaced",
+            f"database {self.target!r} is in use by other sessions and was not replaced",
             found="\n".join([*lines, f"Database: {self.url.with_database(self.target).location}"]),
             sessions=inside,
         )

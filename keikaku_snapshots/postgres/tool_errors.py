@@ -230,7 +230,7 @@ def _by_disk(failure: _Failure) -> errors.KeikakuError | None:
     if state == "53100" or (not state and failure.message.parts and _DISK_FULL.search(failure.message.text)):
         return failure.build(
             errors.DiskFullError,
-            "The disk of the server is full",
+            "the disk of the server is full",
             hint="Free space where the server keeps its data (its log says where), then run it again.",
         )
     if not state and _DISK_FULL.search(failure.stderr):
@@ -275,22 +275,22 @@ def _by_connection(failure: _Failure) -> errors.KeikakuError | None:
     if not (lost or began or _CONNECT.search(stderr)):
         return None
     if began and _AUTHENTICATION.search(stderr):
-        return failure.build(errors.AuthenticationError, "The server refused the role or its password")
+        return failure.build(errors.AuthenticationError, "the server refused the role or its password")
     if began and "permission denied for database" in stderr:
         return failure.build(
             errors.AccessDeniedError,
-            "The role may not connect to the database",
+            "the role may not connect to the database",
             hint="GRANT CONNECT ON DATABASE.",
         )
     if began and re.search(r'database ".*" does not exist', stderr):
         return failure.build(
             errors.ConnectError,
-            "The database does not exist",
+            "the database does not exist",
             hint="Create it (createdb NAME), or correct the name in the database URL.",
         )
     if began:
-        return failure.build(errors.ConnectError, "The server cannot be reached", transient=True)
-    return failure.build(errors.ConnectError, "The connection to the server was lost", transient=True)
+        return failure.build(errors.ConnectError, "the server cannot be reached", transient=True)
+    return failure.build(errors.ConnectError, "the connection to the server was lost", transient=True)
 
 
 def _by_state(failure: _Failure) -> errors.KeikakuError | None:
@@ -303,12 +303,12 @@ def _by_state(failure: _Failure) -> errors.KeikakuError | None:
     if state == "55P03" or (state == "57014" and program == "pg_dump" and "LOCK TABLE" in failure.stderr):
         return failure.build(
             errors.DatabaseInUseError,
-            "A table lock was not given in time",
+            "a table lock was not given in time",
             sqlstate=state,
             hint="End the sessions that use these tables (see pg_stat_activity), then run it again.",
         )
     if state == "57014":
-        return failure.build(errors.OperationTimeoutError, f"The server stopped {program}", sqlstate=state)
+        return failure.build(errors.OperationTimeoutError, f"the server stopped {program}", sqlstate=state)
     if state == "42501":
         row_security = "row-level security" in message.text
         hint = (
@@ -316,7 +316,7 @@ def _by_state(failure: _Failure) -> errors.KeikakuError | None:
             if row_security
             else ""
         )
-        return failure.build(errors.AccessDeniedError, "The role lacks a right", sqlstate=state, hint=hint)
+        return failure.build(errors.AccessDeniedError, "the role lacks a right", sqlstate=state, hint=hint)
     hints = {
         "42704": "Create what is missing (a role, a type), or leave owners out (owners=False).",
         "53200": "Raise max_locks_per_transaction on the server, or use strategy='swap'.",
@@ -356,7 +356,7 @@ def _constraint_error(failure: _Failure, state: str) -> errors.KeikakuError:
     }
     constraint = fields.get("constraint") or fields.get("column") or "unknown"
     term = f" ({terms[state]})" if state in terms else ""
-    sentence = f"The data violates constraint {constraint!r} of table {table or 'unknown'!r}{term}"
+    sentence = f"the data violates constraint {constraint!r} of table {table or 'unknown'!r}{term}"
     # The key may be personal data (B2): for code only.
     key = parts.get("DETAIL", parts.get("detail", ""))
     return failure.build(failure.default, sentence, sqlstate=state, key=key, **fields)
@@ -364,7 +364,7 @@ def _constraint_error(failure: _Failure, state: str) -> errors.KeikakuError:
 
 def _by_archive(failure: _Failure) -> errors.KeikakuError | None:
     if failure.result.program == "pg_restore" and _ARCHIVE.search(failure.stderr):
-        return failure.build(errors.SnapshotCorruptError, "The archive cannot be read")
+        return failure.build(errors.SnapshotCorruptError, "the archive cannot be read")
     return None
 
 

@@ -121,7 +121,7 @@ def _not_found(major: int, looks: list[_Look], *, configured: bool) -> ToolError
         hint = f"Correct the configured path, or leave it out to search. {hint}"
     if others:
         return ToolVersionError(
-            f"The server is PostgreSQL {major}; the client tools found are {', '.join(others)}",
+            f"the server is PostgreSQL {major}; the client tools found are {', '.join(others)}",
             found=f"Checked:\n{lines}",
             hint=hint,
             needed_major=major,

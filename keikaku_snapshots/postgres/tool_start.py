@@ -63,7 +63,7 @@ def refuse_create(extra: Sequence[str]) -> None:
     for argument in extra:
         short = argument.startswith("-") and not argument.startswith("--")
         if argument == "--create" or (short and "C" in argument):
-            raise UsageError("The option -C is not allowed: such a dump connects to another database")
+            raise UsageError("the option -C is not allowed: such a dump connects to another database")
 
 
 def prepare_target(path: str | os.PathLike[str], format: str) -> str:  # noqa: A002
@@ -81,16 +81,29 @@ def prepare_target(path: str | os.PathLike[str], format: str) -> str:  # noqa: A
             raise _bad_target(target, "a symbolic link" if stat.S_ISLNK(mode) else "no plain file") from None
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise DiskFullError(f"The file {target} cannot be made", found=str(error.strerror)) from error
-        raise AccessDeniedError(f"The file {target} cannot be written", found=str(error.strerror)) from error
+            raise DiskFullError(f"the file {target} cannot be made", found=str(error.strerror)) from error
+        raise AccessDeniedError(f"the file {target} cannot be written", found=str(error.strerror)) from error
     else:
         os.close(fd)
     return target
 
 
+def prepare_pipe(descriptor: int, format: str) -> str:  # noqa: A002
+    """Check a pipe of the caller's that the program is to write into; return its path for the program.
+
+    Only plain text can be written without going back. A pipe is never found by a name, so nobody
+    can put another one in its place.
+    """
+    if format != "plain":
+        raise UsageError("only a plain dump can be written into a pipe", found=f"format={format!r}")
+    if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+        raise UsageError(f"descriptor {descriptor} is no pipe")
+    return f"/dev/fd/{descriptor}"
+
+
 def _bad_target(target: str, reason: str) -> AccessDeniedError:
     return AccessDeniedError(
-        "A program was about to write its output to something that is not ours",
+        "a program was about to write its output to something that is not ours",
         found=f"{target} is {reason}",
         hint="Remove it, or use another directory that only this account may write to.",
     )

@@ -24,6 +24,7 @@ from keikaku_snapshots.postgres.tool_search import Tools, find_tools
 from keikaku_snapshots.postgres.tool_start import (
     Section,
     Watch,
+    prepare_pipe,
     prepare_target,
     refuse_create,
     start_connected,
@@ -86,7 +87,7 @@ class DumpOptions(TypedDict, total=False):
 def start_pg_dump(
     tools: Tools,
     url: DatabaseURL,
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | int,
     *,
     format: Format = "plain",  # noqa: A002 - the word that users type
     snapshot_id: str | None = None,
@@ -112,7 +113,9 @@ def start_pg_dump(
         url: The database.
         path: The file. One made by the caller (0600, its own directory) keeps its mode;
             a missing one is made 0600. A link or anything else that is no plain file is
-            refused (FAULTS 35). For ``directory`` it must not exist or be empty.
+            refused (FAULTS 35). For ``directory`` it must not exist or be empty. A number is
+            the writing end of a pipe that the caller reads: a dump is whole then only when
+            pg_dump ended with 0 and the text has its end marker (FAULTS 10).
         format: plain, custom or directory.
         snapshot_id: From ``pg_export_snapshot()``: dump exactly what that transaction sees.
         lock_wait_timeout_s: Seconds to wait for table locks (FAULTS 61).
@@ -139,9 +142,12 @@ def start_pg_dump(
         ToolMissingError: pg_dump cannot be run.
     """
     if jobs > 1 and format != "directory":
-        raise UsageError("Parallel dumps need format='directory'", found=f"jobs={jobs}, format={format!r}")
+        raise UsageError("parallel dumps need format='directory'", found=f"jobs={jobs}, format={format!r}")
     refuse_create(extra)
-    target = prepare_target(path, format)
+    if isinstance(path, int):
+        target, pass_fds = prepare_pipe(path, format), (path, *pass_fds)
+    else:
+        target = prepare_target(path, format)
     argv: list[str | Path] = [tools.pg_dump, "--no-password", f"--format={format}", f"--file={target}"]
     argv.append(f"--lock-wait-timeout={max(1, round(lock_wait_timeout_s * 1000))}")
     if compression is not None:

@@ -60,13 +60,13 @@ def check_database_name(name: str) -> str:
     """
     if not name or "\0" in name:
         raise InvalidNameError(
-            "A database name is empty or holds a NUL character",
+            "a database name is empty or holds a NUL character",
             hint="Name the database at the end of the URL: postgresql://USER@HOST:PORT/DATABASE.",
         )
     size_bytes = len(name.encode("utf-8", errors="surrogatepass"))
     if size_bytes > NAME_LIMIT_BYTES:
         raise InvalidNameError(
-            f"A database name has {size_bytes} bytes; PostgreSQL would cut it at {NAME_LIMIT_BYTES}",
+            f"a database name has {size_bytes} bytes; PostgreSQL would cut it at {NAME_LIMIT_BYTES}",
             found=f"Name: {name!r}",
             hint="Use a shorter name; characters outside ASCII count as 2 to 4 bytes.",
         )
@@ -80,7 +80,7 @@ def quote_identifier(name: str) -> str:
         InvalidNameError: It is empty or holds a NUL.
     """
     if not name or "\0" in name:
-        raise InvalidNameError("An SQL identifier is empty or holds a NUL character")
+        raise InvalidNameError("an SQL identifier is empty or holds a NUL character")
     return '"' + name.replace('"', '""') + '"'
 
 
@@ -105,9 +105,9 @@ class DatabaseURL:
         check_database_name(self.database)
         _check_host(self.host)
         if self.port is not None and not 1 <= self.port <= 65535:
-            raise InvalidURLError("The port of a database URL is not between 1 and 65535")
+            raise InvalidURLError("the port of a database URL is not between 1 and 65535")
         if not self.user:
-            raise InvalidURLError("A database URL has an empty user")
+            raise InvalidURLError("a database URL has an empty user")
         if self.host.startswith("/") or not self.host:
             _check_socket_path(self.socket_directory, self.effective_port)
 
@@ -132,7 +132,7 @@ class DatabaseURL:
         if hasattr(url, "render_as_string") and hasattr(url, "drivername"):
             url = text_of_sqlalchemy(url)
         if not isinstance(url, str):
-            raise InvalidURLError(f"A database URL must be a text, not {type(url).__name__}")
+            raise InvalidURLError(f"a database URL must be a text, not {type(url).__name__}")
         return _from_options(read_options(url.strip()))
 
     @property
@@ -177,7 +177,7 @@ class DatabaseURL:
             InvalidURLError: The driver is unknown, or cannot be given a parameter of this URL.
         """
         if driver not in DIALECTS:
-            raise InvalidURLError(f"The driver {driver!r} is not one of {', '.join(DIALECTS)}")
+            raise InvalidURLError(f"the driver {driver!r} is not one of {', '.join(DIALECTS)}")
         parameters = dict(self.parameters)
         if driver == "asyncpg":
             parameters = _parameters_for_asyncpg(parameters)
@@ -291,16 +291,16 @@ def _from_options(options: dict[str, str]) -> DatabaseURL:
 def _check_host(host: str) -> None:
     if "@" in host:
         # Either a piece of a password or an abstract socket; the text must not show it.
-        raise InvalidURLError("The host of a database URL holds an '@'; in a password it must be written %40")
+        raise InvalidURLError("the host of a database URL holds an '@'; in a password it must be written %40")
     if not host.startswith("/") and any(character.isspace() for character in host):
-        raise InvalidURLError("The host of a database URL holds a space")
+        raise InvalidURLError("the host of a database URL holds a space")
 
 
 def _check_socket_path(directory: str, port: int) -> None:
     size_bytes = len(os.fsencode(f"{directory}/.s.PGSQL.{port}"))
     if size_bytes > SOCKET_PATH_LIMIT_BYTES:
         raise InvalidURLError(
-            f"The socket path of a database URL has {size_bytes} bytes, more than {SOCKET_PATH_LIMIT_BYTES}",
+            f"the socket path of a database URL has {size_bytes} bytes, more than {SOCKET_PATH_LIMIT_BYTES}",
             found=f"Socket directory: {directory}",
             hint="Use a shorter socket directory (a temporary one under /tmp), or connect by 127.0.0.1.",
         )
@@ -316,7 +316,7 @@ def _account_name() -> str:
         return getpass.getuser()
     except KeyError:
         raise InvalidURLError(
-            "A database URL names no user, and this operating-system account has no name",
+            "a database URL names no user, and this operating-system account has no name",
             found=f"User id: {os.geteuid()}",
         ) from None
 
@@ -336,5 +336,5 @@ def _parameters_for_asyncpg(parameters: dict[str, str]) -> dict[str, str]:
         if name in renamed:
             result[renamed[name]] = value
         elif name not in ignorable | {"client_encoding", "application_name", "fallback_application_name"}:
-            raise InvalidURLError(f"The parameter {name!r} has no counterpart in asyncpg")
+            raise InvalidURLError(f"the parameter {name!r} has no counterpart in asyncpg")
     return result

@@ -55,15 +55,15 @@ def read_options(text: str) -> dict[str, str]:
     """
     match = _SCHEME.match(text)
     if match is None:
-        raise InvalidURLError("A database URL does not begin with postgresql:// or postgres://")
+        raise InvalidURLError("a database URL does not begin with postgresql:// or postgres://")
     if match["driver"] and match["driver"].lower() not in DIALECTS:
         raise InvalidURLError(
-            "A database URL names a driver that is not supported",
+            "a database URL names a driver that is not supported",
             hint=f"Write postgresql://…, or postgresql+DRIVER://… with one of {', '.join(DIALECTS)}.",
         )
     rest = text[match.end() :]
     if any(ord(character) < 32 for character in unquote(rest)):
-        raise InvalidURLError("A database URL holds a control character, such as a line break")
+        raise InvalidURLError("a database URL holds a control character, such as a line break")
     _check_at_signs(rest)
     options = _parse_with_libpq("postgresql://" + _map_ssl(rest))
     _check_options(options)
@@ -76,7 +76,7 @@ def _check_at_signs(rest: str) -> None:
     path = tail.partition("?")[0]
     if "@" in path or authority.count("@") > 1:
         raise InvalidURLError(
-            "A database URL has an '@' or '/' in user or password that is not percent-encoded"
+            "a database URL has an '@' or '/' in user or password that is not percent-encoded"
         )
 
 
@@ -106,16 +106,16 @@ def _parse_with_libpq(text: str) -> dict[str, str]:
     if "invalid URI query parameter" in reason:
         names = ", ".join(sorted(_known_parameters()))
         raise InvalidURLError(
-            "A database URL has an unknown parameter after '?'", hint=f"libpq's parameters are: {names}."
+            "a database URL has an unknown parameter after '?'", hint=f"libpq's parameters are: {names}."
         )
     if "percent-encoded" in reason:
-        raise InvalidURLError("A database URL has a '%' or a space that is not percent-encoded")
+        raise InvalidURLError("a database URL has a '%' or a space that is not percent-encoded")
     if "key/value separator" in reason:
         raise InvalidURLError(
-            "A parameter of a database URL has no '=', or a second one",
+            "a parameter of a database URL has no '=', or a second one",
             hint="Write an '=' inside a value as %3D: ?options=-c%20search_path%3Dapp.",
         )
-    raise InvalidURLError("A database URL cannot be parsed")
+    raise InvalidURLError("a database URL cannot be parsed")
 
 
 def _known_parameters() -> set[str]:
@@ -124,19 +124,19 @@ def _known_parameters() -> set[str]:
 
 def _check_options(options: dict[str, str]) -> None:
     if any("," in options.get(name, "") for name in ("host", "port", "hostaddr")):
-        raise InvalidURLError("A database URL names several hosts; one only is supported")
+        raise InvalidURLError("a database URL names several hosts; one only is supported")
     for name, reason in _REFUSED_PARAMETERS.items():
         if name in options:
-            raise InvalidURLError(f"The parameter {name!r} is not supported in a database URL: {reason}")
+            raise InvalidURLError(f"the parameter {name!r} is not supported in a database URL: {reason}")
     if options.get("sslmode", "prefer") not in _SSL_MODES:
-        raise InvalidURLError(f"The value of sslmode is not one of {', '.join(_SSL_MODES)}")
+        raise InvalidURLError(f"the value of sslmode is not one of {', '.join(_SSL_MODES)}")
     port = options.get("port", "")
     if port and not (port.isascii() and port.isdigit()):
         raise InvalidURLError(
-            "The port of a database URL is no number (a '/' or ':' in a password must be percent-encoded)"
+            "the port of a database URL is no number (a '/' or ':' in a password must be percent-encoded)"
         )
     if not options.get("dbname"):
         raise InvalidURLError(
-            "A database URL names no database",
+            "a database URL names no database",
             hint="Add its name at the end: postgresql://USER@HOST:PORT/DATABASE.",
         )

@@ -163,7 +163,7 @@ def _missing(counts: Sequence[Counted]) -> ForeignKeyError:
         for one in counts
     ]
     return ForeignKeyError(
-        "Rows of the snapshot refer to rows that do not exist; nothing was changed",
+        "rows of the snapshot refer to rows that do not exist; nothing was changed",
         found="\n".join(lines),
         hint="Create the rows referred to first; rows that are not test data are not part of the snapshot.",
         table=counts[0].child,

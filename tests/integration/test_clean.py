@@ -144,7 +144,7 @@ def test_a_trigger_that_raises_is_no_fault_of_the_library(database: DatabaseURL,
     _make(database, A, create_tables=True)
     _trigger(database, event, "RAISE EXCEPTION 'not on a Sunday'")
 
-    with pytest.raises(DataError, match="A trigger or function of the database") as caught:
+    with pytest.raises(DataError, match="a trigger or function of the database") as caught:
         _make(database, A)
 
     assert "not on a Sunday" in str(caught.value)

@@ -80,9 +80,9 @@ def test_python_values_become_what_postgresql_reads(value: Any, kind: Any, text:
 
 def test_a_type_that_is_not_converted_names_the_column() -> None:
     """Any other type is a TypeError that names column and type."""
-    with pytest.raises(ParameterTypeError, match="Column 'b' got a object"):
+    with pytest.raises(ParameterTypeError, match="column 'b' got a object"):
         encode_rows([("x", object())], ("a", "b"))
-    with pytest.raises(TypeError, match="Column 'a' got a dict"):
+    with pytest.raises(TypeError, match="column 'a' got a dict"):
         encode_rows([({}, "x")], ("a", "b"))
 
 
@@ -109,5 +109,5 @@ def test_a_byte_order_mark_inside_a_value_stays() -> None:
 @pytest.mark.parametrize("rows", [[("a",)], [("a", "b"), ("a",)], [("a", "b", "c")]])
 def test_rows_of_another_length_are_refused(rows: list[tuple[str, ...]]) -> None:
     """A row with too few or too many values says how many and for which columns."""
-    with pytest.raises(DataError, match="Rows must have 2 values"):
+    with pytest.raises(DataError, match="rows must have 2 values"):
         encode_rows(rows, ("a", "b"))
