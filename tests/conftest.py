@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from keikaku_snapshots.postgres.url import DatabaseURL
 
 _BASE = pytest.StashKey[Path]()
+#: What `KEIKAKU_CAMPAIGN_…` said before the environment was scrubbed (tests/campaigns).
+CAMPAIGN = pytest.StashKey[dict[str, str]]()
+_CAMPAIGN_PREFIX = "KEIKAKU_CAMPAIGN_"
 _SCRUBBED = re.compile(
     r"PG[A-Z]+|PSQL\w*|KEIKAKU_\w+|\w*DATABASE_URL|PERF_TEST_SCALE|NO_COLOR|FORCE_COLOR|COLUMNS"
 )
@@ -33,11 +36,17 @@ hypothesis.settings.load_profile("keikaku")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Scrub the environment and take the servers' directory from the process that began the run."""
+    workers = getattr(config, "workerinput", {})
+    config.stash[CAMPAIGN] = workers.get("campaign") or {
+        name.removeprefix(_CAMPAIGN_PREFIX): value
+        for name, value in os.environ.items()
+        if name.startswith(_CAMPAIGN_PREFIX)
+    }
     for name in [name for name in os.environ if _SCRUBBED.fullmatch(name)]:
         del os.environ[name]
     if not hasattr(config, "workerinput"):
         _take_signals()
-    given = getattr(config, "workerinput", {}).get("servers")
+    given = workers.get("servers")
     if given:
         config.stash[_BASE] = Path(given)
 
@@ -52,8 +61,9 @@ def _take_signals() -> None:
 
 
 def pytest_configure_node(node: object) -> None:
-    """Tell an xdist worker where the servers are."""
+    """Tell an xdist worker where the servers are and what the campaigns were told."""
     config = node.config  # type: ignore[attr-defined]
+    node.workerinput["campaign"] = config.stash[CAMPAIGN]  # type: ignore[attr-defined]
     node.workerinput["servers"] = str(_base(config))  # type: ignore[attr-defined]
 
 
