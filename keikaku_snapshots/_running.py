@@ -127,8 +127,10 @@ class RunningTool:
         watch: Callable[[], str | None] | None,
         watch_interval_s: float,
         on_end: Callable[[], None] | None = None,
+        on_stderr: Callable[[bytes], None] | None = None,
     ) -> None:
         self._on_end = on_end
+        self._on_stderr = on_stderr
         self._popen = popen
         self._owner_pid = os.getpid()
         self._returncode: int | None = None
@@ -325,6 +327,8 @@ class RunningTool:
 
     def _take_stderr(self, data: bytes) -> None:
         self._stderr.write(data)
+        if self._on_stderr is not None:
+            self._on_stderr(data)
 
     def _take_stdout(self, data: bytes) -> None:
         # What is over the limit is still read, else the program would hang on a full pipe.
