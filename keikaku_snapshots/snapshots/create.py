@@ -107,7 +107,7 @@ class Create:
         overwrite: bool,
         progress: ProgressCallback | None,
     ) -> Snapshot:
-        suffix = suffix_of(self._options.format)
+        suffix = suffix_of(self._options.format, self._options.compression)
         with contextlib.ExitStack() as stack:
             connection = stack.enter_context(self._connect())
             tools = self._look(connection)
@@ -137,11 +137,13 @@ class Create:
             item.manifest for item in self._store.list(name) if item.is_valid and item.manifest is not None
         ]
         check_create_identity(name, earlier[0] if earlier else None, tables, self._url)
-        same = [one for one in earlier if one.format == format_name and one.database == self._url.database]
+        suffix = suffix_of(format_name, self._options.compression)
+        same = [one for one in earlier if one.suffix == suffix and one.database == self._url.database]
         estimate = estimate_bytes(
             database_bytes=size,
             last_snapshot_bytes=same[0].size_bytes if same else None,
             format_name=format_name,
+            compressed=self._options.compression is not None,
         )
         self._store.prepare()
         check_space(self._store.directory, estimate, minimum_free_mb=self._options.minimum_free_mb)
@@ -162,6 +164,9 @@ class Create:
             size_bytes=dump.file.size_bytes,
             sha256=dump.file.sha256,
             format=self._options.format,
+            compression=self._options.compression,
+            uncompressed_bytes=dump.content.size_bytes if dump.content else None,
+            uncompressed_sha256=dump.content.sha256 if dump.content else "",
             owners=self._options.owners,
             clean=self._options.clean,
             tool_versions={"pg_dump": tools.version},

@@ -11,7 +11,7 @@ import hashlib
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import psycopg
 
@@ -39,12 +39,15 @@ from keikaku_snapshots.postgres.tools import (
     translate_tool_failure,
 )
 from keikaku_snapshots.progress import Progress, ProgressCallback
+from keikaku_snapshots.snapshots.compressed_dump import PackedDump, PackingPipe
+from keikaku_snapshots.snapshots.compression import CUSTOM_LEVELS
 from keikaku_snapshots.snapshots.disk import ReserveWatcher
 from keikaku_snapshots.snapshots.hashing import FileHash, GrowingFileHash, hash_descriptor
 from keikaku_snapshots.snapshots.verify import check_shape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from keikaku_snapshots._process import RunningTool
     from keikaku_snapshots.postgres.connect import Connection
@@ -74,7 +77,7 @@ class DumpOptions:
 
     #: ``plain`` or ``custom``.
     format: str = "plain"
-    #: Level of the custom format's own compression, 0 to 9; None for pg_dump's default.
+    #: Level of the compression, or of the custom format's own; its default if None.
     level: int | None = None
     #: Owners and grants go into the file.
     owners: bool = True
@@ -84,6 +87,8 @@ class DumpOptions:
     minimum_free_mb: int = 1000
     #: Seconds pg_dump waits for a table lock.
     lock_wait_timeout_s: float = 60.0
+    #: ``gzip`` or ``zstd`` for ``plain``; None.
+    compression: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +103,8 @@ class Dump:
     created_at: datetime
     #: When the file was complete; aware UTC.
     finished_at: datetime
+    #: Checksum and size of what is in a compressed file.
+    content: FileHash | None = None
 
 
 def take_dump(
@@ -133,43 +140,97 @@ def take_dump(
         exported, our_schemas = _export(connection)
     created_at = datetime.now(UTC)
     watcher = ReserveWatcher(stage.path.parent, options.minimum_free_mb)
-    follower = GrowingFileHash(stage.path) if options.format == "plain" else None
     try:
-        with start_pg_dump(
-            tools,
-            url,
-            stage.path,
-            format="custom" if options.format == "custom" else "plain",
-            snapshot_id=exported,
-            lock_wait_timeout_s=options.lock_wait_timeout_s,
-            compression=options.level,
-            owners=options.owners,
-            clean=options.clean,
-            exclude_schemas=our_schemas,
-            # Its bytes need not be valid in any encoding.
-            encoding="SQL_ASCII" if server_info(connection).encoding == "SQL_ASCII" else None,
-            sync=False,  # the store syncs the file when it publishes it
-            pass_fds=(stage.fileno(), *pass_fds),
-            watch=watcher,
-        ) as running:
-            with translated(url, "reading the catalog"):
-                facts = _facts(connection, url)
-            _follow(running, stage, progress)
-            result = running.wait()
-        if result.stopped:
-            raise watcher.error(result.stopped)
-        if not result.ok:
-            raise translate_tool_failure(result, url, doing=f"dumping {url.database}")
-        check_shape(stage.fileno(), options.format, stage.path.name)
-        file = follower.finish() if follower is not None else hash_descriptor(stage.fileno())
+        with _writer_for(stage, options) as writer:
+            with start_pg_dump(
+                tools,
+                url,
+                writer.target,
+                format="custom" if options.format == "custom" else "plain",
+                snapshot_id=exported,
+                lock_wait_timeout_s=options.lock_wait_timeout_s,
+                compression=_own_level(options),
+                owners=options.owners,
+                clean=options.clean,
+                exclude_schemas=our_schemas,
+                # Its bytes need not be valid in any encoding.
+                encoding="SQL_ASCII" if server_info(connection).encoding == "SQL_ASCII" else None,
+                sync=False,  # the store syncs the file when it publishes it
+                pass_fds=(stage.fileno(), *pass_fds),
+                watch=lambda: writer.problem() or watcher(),
+            ) as running:
+                writer.started()
+                with translated(url, "reading the catalog"):
+                    facts = _facts(connection, url)
+                _follow(running, writer, progress)
+                result = running.wait()
+            writer.check()
+            if result.stopped:
+                raise watcher.error(result.stopped)
+            if not result.ok:
+                raise translate_tool_failure(result, url, doing=f"dumping {url.database}")
+            file, content = writer.finish(stage.path.name)
     except KeikakuError as error:
         raise _create_failed(error, url) from error
-    finally:
-        if follower is not None:
-            follower.abandon()
     if options.format == "custom":
         check_archive(tools, stage.fileno(), stage.path.name)
-    return Dump(file, facts, created_at, datetime.now(UTC))
+    return Dump(file, facts, created_at, datetime.now(UTC), content)
+
+
+def _writer_for(stage: Stage, options: DumpOptions) -> PackingPipe | _WholeFile:
+    """What is between pg_dump and the staged file."""
+    if options.compression is not None:
+        return PackingPipe(stage.fileno(), stage.path, compression=options.compression, level=options.level)
+    return _WholeFile(stage, options.format)
+
+
+def _own_level(options: DumpOptions) -> int | None:
+    """The level that pg_dump itself packs with; None where it does not."""
+    if options.format != "custom":
+        return None
+    return CUSTOM_LEVELS.default if options.level is None else options.level
+
+
+class _WholeFile:
+    """Nothing: pg_dump writes the file itself; a plain one is hashed beside, as `PackingPipe` does."""
+
+    def __init__(self, stage: Stage, format_name: str) -> None:
+        self._stage = stage
+        self._format = format_name
+        self._follower: GrowingFileHash | None = None
+        #: What pg_dump writes to.
+        self.target: Path | int = stage.path
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._follower is not None:
+            self._follower.abandon()
+
+    def started(self) -> None:
+        """Begin to read along; pg_dump goes back in an archive, which is read at the end."""
+        if self._format == "plain":
+            self._follower = GrowingFileHash(self._stage.path)
+
+    def problem(self) -> str | None:
+        """Nothing of ours can fail while pg_dump writes."""
+        return None
+
+    def check(self) -> None:
+        """As `problem`."""
+
+    @property
+    def written_bytes(self) -> int:
+        """Bytes of the dump so far."""
+        return self._stage.path.stat().st_size
+
+    def finish(self, name: str) -> PackedDump:
+        """Check the shape and return the checksum."""
+        check_shape(self._stage.fileno(), self._format, name)
+        if self._follower is not None:
+            return PackedDump(self._follower.finish(), None)
+        return PackedDump(hash_descriptor(self._stage.fileno()), None)
 
 
 def check_archive(tools: Tools, descriptor: int, name: str) -> None:
@@ -264,15 +325,17 @@ def _digest_of(ownership: Sequence[OwnershipStatement]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _follow(running: RunningTool, stage: Stage, progress: ProgressCallback | None) -> None:
+def _follow(
+    running: RunningTool, writer: PackingPipe | _WholeFile, progress: ProgressCallback | None
+) -> None:
     """Tell the size of the growing file until pg_dump has ended."""
     if progress is None:
         return
     begun = time.monotonic()
     while not running.has_ended(_PROGRESS_S):
         seconds = time.monotonic() - begun
-        progress(Progress("dump", stage.path.stat().st_size, None, "bytes", seconds))
-    size = stage.path.stat().st_size
+        progress(Progress("dump", writer.written_bytes, None, "bytes", seconds))
+    size = writer.written_bytes
     progress(Progress("dump", size, size, "bytes", time.monotonic() - begun, finished=True))
 
 

@@ -191,8 +191,8 @@ class SnapshotManager:
             description: What it is for.
             version: A label of your own instead of the time.
             format: ``plain`` (SQL text), ``custom`` (an archive for pg_restore) or ``json`` (test data).
-            compression: ``gzip`` for ``json``.
-            level: Compression of the custom format and of gzip, 0 to 9.
+            compression: ``gzip`` or ``zstd``, for ``plain`` and ``json``; zstd needs the extra ``[zstd]``.
+            level: Level of it: gzip 1 to 9, zstd 1 to 19; or of the custom format's own, 0 to 9.
             scope: ``database``, or ``test_data`` with ``format="json"``: only the rows that are test data.
             owners: Keep owners and grants; False makes a portable file.
             clean: Put DROP statements in front, for psql by hand.
@@ -226,7 +226,9 @@ class SnapshotManager:
             check_version(version)
         check_create(format, compression, level, scope, jobs, clean=clean)
         check_marker(marker, predicates, format)
-        options = DumpOptions(format, level, owners, clean, self._minimum_free_mb)
+        options = DumpOptions(
+            format, level, owners, clean, self._minimum_free_mb, compression=compression
+        )
         fields: dict[str, Any] = {
             "name": name,
             "description": description,
@@ -424,6 +426,7 @@ class SnapshotManager:
             SnapshotNotFoundError: There is none.
             SnapshotCorruptError: It is damaged; the text says how.
         """
+        from keikaku_snapshots.snapshots.unpack import packed_as, read_packed
         from keikaku_snapshots.snapshots.verify import Verification, check_shape
 
         begun = time.monotonic()
@@ -438,6 +441,9 @@ class SnapshotManager:
 
                 checks[-1] = "JSON read as a whole"
                 check_rows_file(opened.fileno(), str(opened.path), opened.snapshot.row_counts)
+            elif packed_as(snapshot) is not None:
+                read_packed(opened)
+                checks.insert(-1, "unpacked size and SHA-256")
             else:
                 check_shape(opened.fileno(), snapshot.format, opened.path.name)
             if snapshot.format == "custom":

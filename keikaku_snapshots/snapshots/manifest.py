@@ -58,6 +58,10 @@ class Manifest:
     format: str
     #: ``gzip``, ``zstd`` or nothing.
     compression: str | None = None
+    #: Bytes of the data file when it is unpacked; None without a compression.
+    uncompressed_bytes: int | None = None
+    #: SHA-256 of the data file when it is unpacked; empty without a compression.
+    uncompressed_sha256: str = ""
     #: ``database`` or ``test_data``.
     scope: str = "database"
     #: Column that marks the rows of ``test_data``; empty for ``database``.
@@ -133,6 +137,8 @@ class Manifest:
             raise UsageError("size_bytes and sequence of a manifest cannot be negative")
         if len(self.sha256) != _SHA256_DIGITS or set(self.sha256) - set("0123456789abcdef"):
             raise UsageError("sha256 of a manifest must be 64 hexadecimal digits")
+        if self.uncompressed_bytes is not None and self.uncompressed_bytes < 0:
+            raise UsageError("uncompressed_bytes of a manifest cannot be negative")
 
     @property
     def suffix(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from keikaku_snapshots.errors import ParameterTypeError, UsageError
+from keikaku_snapshots.snapshots.compression import CUSTOM_LEVELS, LEVELS, check_level, require
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,8 +17,6 @@ SCOPES = ("database", "test_data")
 #: Names of the strategies of a restore.
 STRATEGIES = ("auto", "in_place", "swap")
 _ON_MISMATCH = ("warn", "error", "ignore")
-#: Highest level of zlib, which the custom format uses.
-_HIGHEST_LEVEL = 9
 
 
 def check_create(
@@ -27,14 +26,15 @@ def check_create(
 
     Args:
         format_name: ``plain``, ``custom`` or ``json``.
-        compression: None; ``gzip`` for ``json``.
-        level: 0 to 9, for ``custom`` and gzip.
+        compression: ``gzip`` or ``zstd``, for ``plain`` and ``json``; None.
+        level: Of the compression, or 0 to 9 for ``custom``.
         scope: ``database``, or ``test_data`` with ``json``.
         jobs: 1.
         clean: For ``plain`` only.
 
     Raises:
         UsageError: One of them is not available.
+        ToolMissingError: The library for the compression is not installed.
     """
     if format_name not in FORMATS:
         raise UsageError(f"format {format_name!r} is not available", found=f"available: {', '.join(FORMATS)}")
@@ -48,33 +48,38 @@ def check_create(
     if format_name == "json":
         _check_create_rows(compression, level, jobs, clean=clean)
         return
-    if compression is not None:
+    if format_name == "custom" and compression is not None:
         raise UsageError(
-            f"compression {compression!r} is not available",
-            hint="Use format='custom', which compresses by itself; level=0..9 sets how much.",
+            f"compression {compression!r} is not available for format='custom'",
+            hint="Leave it out: an archive is compressed by itself; level=0..9 sets how much.",
         )
     if jobs != 1:
         raise UsageError(f"jobs={jobs} is not available", found="available: 1")
-    if level is not None:
-        if format_name != "custom":
-            raise UsageError("level needs format='custom'", found=f"format={format_name!r}")
-        if type(level) is not int or not 0 <= level <= _HIGHEST_LEVEL:
-            raise UsageError(f"level must be a whole number from 0 to 9, not {level!r}")
+    if format_name == "custom":
+        check_level(level, CUSTOM_LEVELS, "format='custom'")
+    else:
+        _check_compression(compression, level)
     if clean and format_name == "custom":
         raise UsageError(
             "clean needs format='plain'", hint="pg_restore --clean does the same for an archive."
         )
 
 
-def _check_create_rows(compression: str | None, level: int | None, jobs: int, *, clean: bool) -> None:
-    if compression not in {None, "gzip"}:
+def _check_compression(compression: str | None, level: int | None) -> None:
+    if compression is None:
+        if level is not None:
+            raise UsageError("level needs a compression, or format='custom'", found=f"level={level!r}")
+        return
+    if compression not in LEVELS:
         raise UsageError(
-            f"compression {compression!r} is not available for format='json'", found="available: gzip"
+            f"compression {compression!r} is not available", found=f"available: {', '.join(LEVELS)}"
         )
-    if level is not None and compression is None:
-        raise UsageError("level needs compression='gzip'")
-    if level is not None and (type(level) is not int or not 0 <= level <= _HIGHEST_LEVEL):
-        raise UsageError(f"level must be a whole number from 0 to 9, not {level!r}")
+    check_level(level, LEVELS[compression], f"compression={compression!r}")
+    require(compression)
+
+
+def _check_create_rows(compression: str | None, level: int | None, jobs: int, *, clean: bool) -> None:
+    _check_compression(compression, level)
     if jobs != 1:
         raise UsageError(f"jobs={jobs} is not available for format='json'", found="available: 1")
     if clean:

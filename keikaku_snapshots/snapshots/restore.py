@@ -27,10 +27,12 @@ from keikaku_snapshots.postgres.connect import connect, server_info, translated
 from keikaku_snapshots.postgres.tools import find_tools, pg_restore_script, translate_tool_failure
 from keikaku_snapshots.progress import Progress, ProgressCallback
 from keikaku_snapshots.snapshots import guards
+from keikaku_snapshots.snapshots.compression import require
 from keikaku_snapshots.snapshots.disk import ReserveWatcher
 from keikaku_snapshots.snapshots.in_place import LOCK_TIMEOUT_S, in_use, restore_in_place
 from keikaku_snapshots.snapshots.load import RoleRights, Script, role_rights
 from keikaku_snapshots.snapshots.swap import refuse_obstacles, restore_by_swap
+from keikaku_snapshots.snapshots.unpack import packed_as, unpack_into
 from keikaku_snapshots.snapshots.verify import check_shape
 
 if TYPE_CHECKING:
@@ -138,6 +140,7 @@ class Restore:
             KeikakuError: The database is as it was, but after `OutcomeUnknownError`.
         """
         options = self._options
+        require(packed_as(self._snapshot))
         with databases.target_lock(
             self._url, options.lock_wait_s, "restore", maintenance=options.maintenance
         ) as lock:
@@ -273,7 +276,7 @@ class Restore:
         return "swap", reason
 
     def _swap(self, rights: RoleRights, lock: databases.TargetLock, *, disconnect: bool) -> None:
-        check_shape(self._opened.fileno(), self._snapshot.format, self._opened.path.name)
+        self._check_shape()
         with ThreadPoolExecutor(1, "keikaku-verify") as beside:
             checked = beside.submit(self._check_file)
             try:
@@ -299,15 +302,25 @@ class Restore:
 
     def _check_file(self) -> None:
         """Shape and checksum, on the file that is held open (B13)."""
-        descriptor = self._opened.fileno()
-        check_shape(descriptor, self._snapshot.format, self._opened.path.name)
+        self._check_shape()
         if self._manifest is not None:
             self._opened.check()
 
+    def _check_shape(self) -> None:
+        """Of a compressed file it is checked when it is unpacked, before anything reads it."""
+        if packed_as(self._snapshot) is None:
+            check_shape(self._opened.fileno(), self._snapshot.format, self._opened.path.name)
+
     @contextlib.contextmanager
     def _script(self) -> Iterator[Script]:
-        """The snapshot as plain SQL; an archive is unpacked into a temporary file first."""
+        """The snapshot as plain SQL; one that is packed is unpacked into a temporary file first."""
         name = self._opened.path.name
+        if packed_as(self._snapshot) is not None:
+            with self._temporary() as (path, descriptor):
+                unpack_into(self._opened, descriptor, path, minimum_free_mb=self._options.minimum_free_mb)
+                with Script(descriptor, name) as script:
+                    yield script
+            return
         if self._snapshot.format != "custom":
             with Script(self._opened.fileno(), name) as script:
                 yield script
@@ -316,17 +329,22 @@ class Restore:
             yield script
 
     @contextlib.contextmanager
-    def _unpacked(self, name: str) -> Iterator[int]:
-        with connect(self._url, autocommit=True) as connection:
-            tools = find_tools(server_info(connection).major, configured=self._options.pg_bin)
+    def _temporary(self) -> Iterator[tuple[Path, int]]:
+        """An empty file of our own beside the snapshots; elsewhere when they are mounted read-only."""
         with contextlib.ExitStack() as stack:
             try:
                 stage = stack.enter_context(self._store.stage(self._snapshot.name, self._snapshot.suffix))
-                path, descriptor = stage.path, stage.fileno()
+                place = stage.path, stage.fileno()
             except (AccessDeniedError, RefusedError):
-                # Snapshots may be mounted read-only.
                 file = stack.enter_context(tempfile.NamedTemporaryFile(prefix="keikaku-", suffix=".sql"))
-                path, descriptor = Path(file.name), file.fileno()
+                place = Path(file.name), file.fileno()
+            yield place
+
+    @contextlib.contextmanager
+    def _unpacked(self, name: str) -> Iterator[int]:
+        with connect(self._url, autocommit=True) as connection:
+            tools = find_tools(server_info(connection).major, configured=self._options.pg_bin)
+        with self._temporary() as (path, descriptor):
             watcher = ReserveWatcher(path.parent, self._options.minimum_free_mb)
             archive = self._opened.fileno()
             result = pg_restore_script(

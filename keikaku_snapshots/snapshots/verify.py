@@ -21,7 +21,7 @@ _END = re.compile(
     rb"--\n-- PostgreSQL database dump complete\n--\n\n(?:\\unrestrict (?P<key>[A-Za-z0-9]+)\n\n)?\Z"
 )
 #: More than header and end can be: the key of ``\restrict`` has 63 characters.
-_EDGE_BYTES = 400
+EDGE_BYTES = 400
 _ARCHIVE_MAGIC = b"PGDMP"
 
 
@@ -56,15 +56,28 @@ def check_shape(descriptor: int, format_name: str, name: str) -> None:
         SnapshotCorruptError: It is no such file, or was cut.
     """
     size = os.fstat(descriptor).st_size
-    head = os.pread(descriptor, _EDGE_BYTES, 0)
+    head = os.pread(descriptor, EDGE_BYTES, 0)
     if format_name == "custom":
         if not head.startswith(_ARCHIVE_MAGIC):
             raise _corrupt(name, f"it does not begin as an archive of pg_dump does ({_looks_like(head)})")
         return
+    check_edges(head, os.pread(descriptor, EDGE_BYTES, max(0, size - EDGE_BYTES)), name)
+
+
+def check_edges(head: bytes, tail: bytes, name: str) -> None:
+    """Check the first and the last bytes of a plain dump; see `check_shape`.
+
+    Args:
+        head: The first `EDGE_BYTES`.
+        tail: The last `EDGE_BYTES`.
+        name: What to call the file in errors.
+
+    Raises:
+        SnapshotCorruptError: It is no such dump, or was cut.
+    """
     header = _HEADER.match(head)
     if header is None:
         raise _corrupt(name, f"it does not begin as a dump of pg_dump does ({_looks_like(head)})")
-    tail = os.pread(descriptor, _EDGE_BYTES, max(0, size - _EDGE_BYTES))
     end = _END.search(tail)
     if end is None:
         raise _corrupt(name, "the end of the dump is missing; the file was cut or changed")
