@@ -27,6 +27,8 @@ from keikaku_snapshots.snapshots.names import (
     split_data_file_name,
     version_order,
 )
+from keikaku_snapshots.snapshots.part_files import Look, look
+from keikaku_snapshots.snapshots.parts import from_manifest
 
 #: A manifest lists every schema object; 64 MB is far above the largest schema
 #: seen and keeps a wrong file from filling the memory.
@@ -35,10 +37,13 @@ MANIFEST_LIMIT_BYTES: Final = 64 * 1024 * 1024
 #: Looks at a damaged file while it changes between two of them.
 _LOOKS: Final = 5
 
-#: Files of ours that are not finished: ``.NAME.PID.RANDOM[.KIND].tmp``.
+#: Files and directories of ours that are not finished: ``.NAME.PID.RANDOM[.KIND].tmp``.
 TEMPORARY: Final = re.compile(
-    r"\.(?P<base>[A-Za-z0-9][A-Za-z0-9._-]*)\.(?P<pid>[0-9]+)\.[0-9a-f]{12}(?:\.(?P<kind>manifest|deleted|latest))?\.tmp"
+    r"\.(?P<base>[A-Za-z0-9][A-Za-z0-9._-]*)\.(?P<pid>[0-9]+)\.[0-9a-f]{12}"
+    r"(?:\.(?P<kind>manifest|deleted|latest|parts|doomed))?\.tmp"
 )
+#: Kinds of temporary names that are directories: data being written, and data being removed.
+DIRECTORY_KINDS: Final = frozenset({"parts", "doomed"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +54,14 @@ class Leftover:
     path: Path
     #: Its status when it was found.
     status: os.stat_result
-    #: ``""`` for data, ``manifest``, ``deleted`` or ``latest``.
+    #: ``""`` for a data file, ``parts`` for a data directory, ``doomed`` for one that is being
+    #: removed, ``manifest``, ``deleted`` or ``latest``.
     kind: str
+
+    @property
+    def is_directory(self) -> bool:
+        """It is a data directory."""
+        return self.kind in DIRECTORY_KINDS
 
     def manifest(self) -> Manifest | None:
         """Return the manifest in it, when it is one that was to be or was in place."""
@@ -146,18 +157,13 @@ class SnapshotDirectory:
         """
         path = self.path / file_name
         status = lstat(path)
-        if status is None or not stat.S_ISREG(status.st_mode):
+        if status is None:
             return False
         for item in self.leftovers():
             if item.kind == "" and os.path.samestat(item.status, status):
                 return True
             manifest = item.manifest()
-            # Empty: the name is held on a file system without hard links.
-            if (
-                manifest
-                and canonical_name(manifest) == file_name
-                and status.st_size in {manifest.size_bytes, 0}
-            ):
+            if manifest and canonical_name(manifest) == file_name and is_data_of(manifest, path, status):
                 return True
         return False
 
@@ -170,9 +176,11 @@ class SnapshotDirectory:
                 status = lstat(Path(entry.path)) if match else None
                 if match is None or status is None or status.st_uid != os.geteuid():
                     continue
-                link = stat.S_ISLNK(status.st_mode) and match["kind"] == "latest"
-                if stat.S_ISREG(status.st_mode) or link:
-                    found.append(Leftover(Path(entry.path), status, match["kind"] or ""))
+                kind = match["kind"] or ""
+                link = stat.S_ISLNK(status.st_mode) and kind == "latest"
+                is_file = stat.S_ISREG(status.st_mode) and kind not in DIRECTORY_KINDS
+                if is_file or link or (stat.S_ISDIR(status.st_mode) and kind in DIRECTORY_KINDS):
+                    found.append(Leftover(Path(entry.path), status, kind))
         return sorted(found, key=lambda item: (item.status.st_mtime, item.path.name))
 
     def data_without_manifest(self) -> list[Path]:
@@ -231,28 +239,21 @@ class SnapshotDirectory:
 
     def _examined(self, manifest: Manifest, file_name: str) -> Snapshot:
         """The snapshot of a good manifest, with its data file looked at."""
-        problem = ""
         path, status = self._data_of(manifest, file_name)
-        size_bytes = status.st_size if status else 0
-        if status is None:
-            problem = "the data file is missing"
-        elif not stat.S_ISREG(status.st_mode):
-            problem = f"the data file is not a regular file but a {kind_of(status.st_mode)}"
-        elif size_bytes != manifest.size_bytes:
-            problem = f"the data file has {size_bytes} bytes, the manifest says {manifest.size_bytes}"
-        elif not os.access(path, os.R_OK):
-            problem = "the data file cannot be read by this account"
+        found = _look_at(manifest, path, status)
         return Snapshot(
             path=path,
             name=manifest.name,
             version=manifest.version,
             created_at=manifest.created_at,
-            size_bytes=size_bytes,
+            size_bytes=found.size_bytes,
             row_counts=manifest.row_counts,
-            is_valid=not problem,
-            problem=problem,
+            is_valid=not found.problem,
+            problem=found.problem,
             format=manifest.format,
             manifest=manifest,
+            own_bytes=found.own_bytes,
+            shared_bytes=found.size_bytes - found.own_bytes,
         )
 
     def _data_of(self, manifest: Manifest, file_name: str) -> tuple[Path, os.stat_result | None]:
@@ -271,8 +272,12 @@ class SnapshotDirectory:
         if status is None and lstat(self.path / (file_name + MANIFEST_SUFFIX)) is None:
             return None
         order = version_order(parts.version)
-        if status is not None and not stat.S_ISREG(status.st_mode):
-            problem = f"the data file is not a regular file but a {kind_of(status.st_mode)}; {problem}"
+        format_name = format_of_suffix(parts.suffix)[0]
+        size_bytes = status.st_size if status else 0
+        if status is not None and format_name == "directory" and stat.S_ISDIR(status.st_mode):
+            size_bytes = look(path, {}).size_bytes
+        elif status is not None and (wrong := _wrong_kind(format_name, status)):
+            problem = f"{wrong}; {problem}"
         return Snapshot(
             path=path,
             name=parts.name,
@@ -280,11 +285,50 @@ class SnapshotDirectory:
             created_at=order.moment
             if order
             else datetime.fromtimestamp(status.st_mtime if status else 0, UTC),
-            size_bytes=status.st_size if status else 0,
+            size_bytes=size_bytes,
             is_valid=False,
             problem=problem,
-            format=format_of_suffix(parts.suffix)[0],
+            format=format_name,
         )
+
+
+def is_data_of(manifest: Manifest, path: Path, status: os.stat_result) -> bool:
+    """Tell whether what lies at ``path`` can be the data of a manifest, by its kind, names and sizes.
+
+    Args:
+        manifest: The manifest.
+        path: Where something lies.
+        status: Its status, links not followed.
+    """
+    if manifest.format == "directory":
+        return stat.S_ISDIR(status.st_mode) and not look(path, from_manifest(manifest.parts)).problem
+    # Empty: the name is held on a file system without hard links.
+    return stat.S_ISREG(status.st_mode) and status.st_size in {manifest.size_bytes, 0}
+
+
+def _look_at(manifest: Manifest, path: Path, status: os.stat_result | None) -> Look:
+    """Compare data with its manifest, without reading it."""
+    if manifest.format == "directory" and status is not None and stat.S_ISDIR(status.st_mode):
+        return look(path, from_manifest(manifest.parts))
+    size_bytes, problem = status.st_size if status else 0, ""
+    if status is None:
+        problem = f"the data {'directory' if manifest.format == 'directory' else 'file'} is missing"
+    elif wrong := _wrong_kind(manifest.format, status):
+        problem = wrong
+    elif size_bytes != manifest.size_bytes:
+        problem = f"the data file has {size_bytes} bytes, the manifest says {manifest.size_bytes}"
+    elif not os.access(path, os.R_OK):
+        problem = "the data file cannot be read by this account"
+    return Look(problem, size_bytes, size_bytes)
+
+
+def _wrong_kind(format_name: str, status: os.stat_result) -> str:
+    """Why something cannot be the data of a format at all, in words."""
+    if format_name == "directory":
+        found = "" if stat.S_ISDIR(status.st_mode) else kind_of(status.st_mode)
+        return found and f"the data directory is not a directory but a {found}"
+    found = "" if stat.S_ISREG(status.st_mode) else kind_of(status.st_mode)
+    return found and f"the data file is not a regular file but a {found}"
 
 
 def corrupt_error(snapshot: Snapshot) -> type[SnapshotCorruptError]:

@@ -71,6 +71,22 @@ class FileSystem:
         finally:
             os.close(descriptor)
 
+    def mkdir(self, path: Path) -> None:
+        """Make a directory that must not exist, mode 0700 under any umask."""
+        self.before("mkdir", path)
+        path.mkdir(mode=0o700)
+        path.chmod(0o700)
+
+    def rmdir(self, path: Path) -> None:
+        """Remove an empty directory."""
+        self.before("rmdir", path)
+        path.rmdir()
+
+    def chmod(self, descriptor: int, mode: int, path: Path) -> None:
+        """Set the mode of an open file."""
+        self.before("chmod", path)
+        os.fchmod(descriptor, mode)
+
     def link(self, source: Path, target: Path) -> None:
         """Give a file a second name, which must not exist."""
         self.before("link", target)
@@ -116,6 +132,23 @@ def move_without_clobber(files: FileSystem, source: Path, target: Path) -> None:
             if target.stat().st_size == 0:
                 target.unlink()
             raise
+
+
+def move_directory(files: FileSystem, source: Path, target: Path) -> None:
+    """Give a directory the name ``target`` without ever replacing anything.
+
+    A rename replaces at most an empty directory; anything else at ``target`` makes it fail.
+
+    Raises:
+        FileExistsError: ``target`` exists.
+        OSError: Anything else.
+    """
+    try:
+        files.replace(source, target)
+    except OSError as error:
+        if error.errno in {errno.ENOTEMPTY, errno.ENOTDIR}:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
+        raise
 
 
 def link_or_copy(files: FileSystem, source: Path, target: Path) -> None:

@@ -13,16 +13,12 @@ import re
 import stat
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
-from keikaku_snapshots.errors import KeikakuError, RefusedError
+from keikaku_snapshots.errors import KeikakuError, RefusedError, UsageError
 from keikaku_snapshots.snapshots.directory import SnapshotDirectory, canonical_name, identity, lstat
 from keikaku_snapshots.snapshots.files import copy, kind_of, open_regular, read_regular, temporary_path
 from keikaku_snapshots.snapshots.hashing import hash_descriptor
-from keikaku_snapshots.snapshots.names import (
-    COMPRESSION_SUFFIXES,
-    FORMAT_SUFFIXES,
-    latest_name,
-    split_data_file_name,
-)
+from keikaku_snapshots.snapshots.names import SUFFIXES, latest_name, split_data_file_name
+from keikaku_snapshots.snapshots.parts import DIRECTORY_SUFFIX
 from keikaku_snapshots.snapshots.publish import remove_quietly
 
 if TYPE_CHECKING:
@@ -57,10 +53,23 @@ class LatestLink:
 
     def suffixes(self, name: str) -> set[str]:
         """Return the suffixes for which something lies at a link's place."""
-        bases = (
-            base + packed for base in FORMAT_SUFFIXES.values() for packed in COMPRESSION_SUFFIXES.values()
-        )
-        return {suffix for suffix in bases if lstat(self._path(name, suffix))}
+        return {suffix for suffix in SUFFIXES if lstat(self._path(name, suffix))}
+
+    def check_mode(self, suffix: str) -> None:
+        """Refuse to begin what could have no link.
+
+        A directory has no hard links, and none can be put in another's place in one step, so a copy
+        would be missing for an instant. What was made with ``symlink`` keeps its symbolic link.
+
+        Raises:
+            UsageError: Hard links or copies are asked for, and the data is a directory.
+        """
+        if suffix == DIRECTORY_SUFFIX and self.mode != "symlink":
+            raise UsageError(
+                f"the link to the latest of a directory snapshot cannot be a {self.mode}",
+                found="Only a symbolic link can name a directory and be replaced in one step.",
+                hint="Use latest='symlink' (the default), or format='custom', which is one file.",
+            )
 
     def check(self, name: str, suffix: str) -> None:
         """Refuse what somebody else put at the link's place.
@@ -94,14 +103,15 @@ class LatestLink:
             if lstat(self._record_path(path)):
                 self.directory.files.unlink(self._record_path(path))
             return
-        if self._is_right(path, newest):
+        mode: LatestMode = "symlink" if suffix == DIRECTORY_SUFFIX else self.mode
+        if self._is_right(path, newest, mode):
             return
         self.check(name, suffix)
         make = {"symlink": self._make_symlink, "hardlink": self._make_hard_link, "copy": self._make_copy}
         temporary = temporary_path(self.directory.path, path.name, "latest")
         try:
-            make[self.mode](temporary, newest)
-            if self.mode != "symlink":
+            make[mode](temporary, newest)
+            if mode != "symlink":
                 self._record(path, temporary, newest)
             self.directory.files.replace(temporary, path)
         except BaseException:
@@ -115,13 +125,13 @@ class LatestLink:
     def _path(self, name: str, suffix: str) -> Path:
         return self.directory.path / latest_name(name, suffix)
 
-    def _is_right(self, path: Path, newest: Snapshot) -> bool:
+    def _is_right(self, path: Path, newest: Snapshot, mode: LatestMode) -> bool:
         status = lstat(path)
         if status is None:
             return False
-        if self.mode == "symlink":
+        if mode == "symlink":
             return stat.S_ISLNK(status.st_mode) and str(path.readlink()) == canonical_name(newest)
-        if self.mode == "hardlink":
+        if mode == "hardlink":
             return identity(path) == identity(newest.path)
         # An entry of the record that names this very file and this version.
         return any(

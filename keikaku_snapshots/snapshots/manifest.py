@@ -17,6 +17,7 @@ from functools import cache
 from typing import Any, Final
 
 from keikaku_snapshots.errors import SnapshotCorruptError, UsageError
+from keikaku_snapshots.snapshots.hashing import FileHash
 from keikaku_snapshots.snapshots.names import (
     VersionOrder,
     check_name,
@@ -25,6 +26,7 @@ from keikaku_snapshots.snapshots.names import (
     suffix_of,
     version_order,
 )
+from keikaku_snapshots.snapshots.parts import check_whole
 
 if typing.TYPE_CHECKING:
     from pathlib import Path
@@ -50,11 +52,12 @@ class Manifest:
     created_at: datetime
     #: Name of the data file, without folder.
     data_file: str
-    #: Bytes of the data file.
+    #: Bytes of the data file; of a directory, of all its parts.
     size_bytes: int
-    #: SHA-256 of the data file, 64 hexadecimal digits.
+    #: SHA-256 of the data file, 64 hexadecimal digits; of a directory, of what
+    #: ``LC_ALL=C sha256sum *`` prints in it.
     sha256: str
-    #: ``plain``, ``custom`` or ``json``.
+    #: ``plain``, ``custom``, ``directory`` or ``json``.
     format: str
     #: ``gzip``, ``zstd`` or nothing.
     compression: str | None = None
@@ -62,6 +65,8 @@ class Manifest:
     uncompressed_bytes: int | None = None
     #: SHA-256 of the data file when it is unpacked; empty without a compression.
     uncompressed_sha256: str = ""
+    #: Of a directory: SHA-256 and bytes of each part, by its file name; empty for other formats.
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict, hash=False)
     #: ``database`` or ``test_data``.
     scope: str = "database"
     #: Column that marks the rows of ``test_data``; empty for ``database``.
@@ -139,6 +144,10 @@ class Manifest:
             raise UsageError("sha256 of a manifest must be 64 hexadecimal digits")
         if self.uncompressed_bytes is not None and self.uncompressed_bytes < 0:
             raise UsageError("uncompressed_bytes of a manifest cannot be negative")
+        if self.format == "directory":
+            check_whole(self.parts, FileHash(self.sha256, self.size_bytes))
+        elif self.parts:
+            raise UsageError(f"format {self.format!r} has no parts")
 
     @property
     def suffix(self) -> str:
@@ -199,7 +208,7 @@ class Manifest:
 class Snapshot:
     """One version of a snapshot as it lies on disk; usable wherever a path is."""
 
-    #: The data file, absolute.
+    #: The data file, or the directory of the format ``directory``; absolute.
     path: Path
     #: Name of the snapshot; from the file name when there is no readable manifest.
     name: str
@@ -215,10 +224,14 @@ class Snapshot:
     is_valid: bool = True
     #: Why it is not valid, in words.
     problem: str = ""
-    #: ``plain``, ``custom`` or ``json``.
+    #: ``plain``, ``custom``, ``directory`` or ``json``.
     format: str = "plain"
     #: The manifest, when it could be read.
     manifest: Manifest | None = field(default=None, repr=False)
+    #: Bytes that deleting it would free: those of parts that no other snapshot has.
+    own_bytes: int = field(default=0, compare=False)
+    #: Bytes of parts that other snapshots have too; they are on the disk once. 0 for other formats.
+    shared_bytes: int = field(default=0, compare=False)
 
     def __fspath__(self) -> str:
         return str(self.path)

@@ -15,7 +15,14 @@ from typing import Final, NamedTuple
 from keikaku_snapshots.errors import InvalidNameError, ParameterTypeError, UsageError
 
 #: Suffix of the data file for each format.
-FORMAT_SUFFIXES: Final[dict[str, str]] = {"plain": "sql", "custom": "dump", "json": "json"}
+FORMAT_SUFFIXES: Final[dict[str, str]] = {
+    "plain": "sql",
+    "custom": "dump",
+    "directory": "dir",
+    "json": "json",
+}
+#: Formats whose name does not say the compression: each part of a directory is compressed by itself.
+_NAMED_ALIKE: Final = frozenset({"directory"})
 #: Further suffix for each compression; ``None`` is no compression.
 COMPRESSION_SUFFIXES: Final[dict[str | None, str]] = {None: "", "gzip": ".gz", "zstd": ".zst"}
 #: What a manifest's file name has behind the data file's.
@@ -28,13 +35,14 @@ _STAMP = re.compile(r"(?P<stamp>[0-9]{8}_[0-9]{6})(?:_(?P<number>[2-9]|[1-9][0-9
 _LABEL = re.compile(r"(?![0-9]+\Z)[A-Za-z0-9][A-Za-z0-9.-]{0,39}")
 _ENDS_IN_STAMP = re.compile(r"(?:.*_)?[0-9]{8}_[0-9]{6}(?:_[0-9]+)?")
 _STAMP_FORMAT: Final = "%Y%m%d_%H%M%S"
-_SUFFIX_PATTERN: Final = (
-    "(?:"
-    + "|".join(sorted(map(re.escape, FORMAT_SUFFIXES.values())))
-    + ")(?:"
-    + "|".join(sorted(re.escape(text) for text in COMPRESSION_SUFFIXES.values() if text))
-    + ")?"
+#: Every suffix that a data file can have, without the leading dot.
+SUFFIXES: Final = tuple(
+    base + packed
+    for format_name, base in FORMAT_SUFFIXES.items()
+    for packed in COMPRESSION_SUFFIXES.values()
+    if not (packed and format_name in _NAMED_ALIKE)
 )
+_SUFFIX_PATTERN: Final = "|".join(sorted(map(re.escape, SUFFIXES), reverse=True))
 _NAME_PART: Final = r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,99})"
 # The first one that fits decides: a stamp at the end is never part of the name.
 _DATA_FILES = (
@@ -168,11 +176,12 @@ def suffix_of(format_name: str, compression: str | None = None) -> str:
     if compression not in COMPRESSION_SUFFIXES:
         known = ", ".join(text for text in COMPRESSION_SUFFIXES if text)
         raise UsageError(f"compression {compression!r} is not known", found=f"known: {known}")
-    return FORMAT_SUFFIXES[format_name] + COMPRESSION_SUFFIXES[compression]
+    packed = "" if format_name in _NAMED_ALIKE else COMPRESSION_SUFFIXES[compression]
+    return FORMAT_SUFFIXES[format_name] + packed
 
 
 def format_of_suffix(suffix: str) -> tuple[str, str | None]:
-    """Return format and compression that a suffix stands for; the inverse of `suffix_of`."""
+    """Return format and compression that a suffix stands for; a directory's compression is not told by it."""
     base, _, packed = suffix.partition(".")
     format_name = next(key for key, text in FORMAT_SUFFIXES.items() if text == base)
     compression = next(

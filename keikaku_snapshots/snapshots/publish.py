@@ -11,14 +11,34 @@ import contextlib
 import fcntl
 import logging
 import os
+import stat
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from keikaku_snapshots.errors import SnapshotCorruptError, SnapshotExistsError, SnapshotInUseError
-from keikaku_snapshots.snapshots.directory import SnapshotDirectory, canonical_name, identity, lstat
-from keikaku_snapshots.snapshots.files import link_or_copy, move_without_clobber, open_regular, temporary_path
+from keikaku_snapshots.errors import (
+    RefusedError,
+    SnapshotCorruptError,
+    SnapshotExistsError,
+    SnapshotInUseError,
+)
+from keikaku_snapshots.snapshots.directory import (
+    DIRECTORY_KINDS,
+    TEMPORARY,
+    SnapshotDirectory,
+    canonical_name,
+    identity,
+    lstat,
+)
+from keikaku_snapshots.snapshots.files import (
+    link_or_copy,
+    move_directory,
+    move_without_clobber,
+    temporary_path,
+)
 from keikaku_snapshots.snapshots.lock import holders
 from keikaku_snapshots.snapshots.names import MANIFEST_SUFFIX
+from keikaku_snapshots.snapshots.part_files import foreign_entries, link_parts, open_data, remove_directory
+from keikaku_snapshots.snapshots.parts import from_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,14 +66,17 @@ def publish_new(directory: SnapshotDirectory, source: Path, manifest: Manifest) 
     beside = data.with_name(data.name + MANIFEST_SUFFIX)
     if lstat(data) and not lstat(beside) and directory.is_unfinished(data.name):
         # Of a run that died: under the directory lock no living one is here.
-        files.unlink(data)
+        remove_data(directory, data)
     if lstat(data) or lstat(beside):
         raise _exists(manifest, data)
     mine = identity(source)
     note = _write_manifest(directory, manifest)
     try:
         try:
-            move_without_clobber(files, source, data)
+            if manifest.format == "directory":
+                move_directory(files, source, data)
+            else:
+                move_without_clobber(files, source, data)
         except FileExistsError as error:
             raise _exists(manifest, data) from error
         files.replace(note, beside)
@@ -61,7 +84,8 @@ def publish_new(directory: SnapshotDirectory, source: Path, manifest: Manifest) 
     except BaseException:
         _take_back(directory, data, beside, note, mine)
         raise
-    remove_quietly(directory, source)
+    if manifest.format != "directory":
+        remove_quietly(directory, source)
 
 
 def publish_over(directory: SnapshotDirectory, source: Path, manifest: Manifest, old: Snapshot) -> None:
@@ -74,6 +98,7 @@ def publish_over(directory: SnapshotDirectory, source: Path, manifest: Manifest,
 
     Raises:
         SnapshotInUseError: The old version is being read.
+        RefusedError: The old version's directory holds what is not the snapshot's.
         OSError: A file operation failed before the new version was in place.
     """
     files = directory.files
@@ -82,9 +107,10 @@ def publish_over(directory: SnapshotDirectory, source: Path, manifest: Manifest,
         before = _content(beside)
         try:
             lock.enter_context(locked_for_removal(old))
+            refuse_foreign(old)
             note = _write_manifest(directory, replace(manifest, data_file=source.name))
         except BaseException:
-            remove_quietly(directory, source)
+            remove_data_quietly(directory, source)
             raise
         try:
             files.replace(note, beside)
@@ -94,7 +120,7 @@ def publish_over(directory: SnapshotDirectory, source: Path, manifest: Manifest,
             if _content(beside) != before:
                 _put_back(directory, beside, before)
             if _content(beside) == before:
-                remove_quietly(directory, source)
+                remove_data_quietly(directory, source)
             raise
         try:
             finish_replacement(directory, replace(manifest, data_file=source.name))
@@ -116,9 +142,15 @@ def finish_replacement(directory: SnapshotDirectory, manifest: Manifest) -> None
     files = directory.files
     data = directory.path / canonical_name(manifest)
     interim = directory.path / manifest.data_file
+    doomed = None
     if lstat(interim):
+        if manifest.format == "directory" and lstat(data):
+            # A directory cannot be renamed over another one; the manifest names the interim one so long.
+            doomed = _doom(directory, data)
         files.replace(interim, data)
     rewrite_manifest(directory, replace(manifest, data_file=data.name))
+    if doomed is not None:
+        remove_data_quietly(directory, doomed)
 
 
 def rewrite_manifest(directory: SnapshotDirectory, manifest: Manifest) -> None:
@@ -152,9 +184,11 @@ def remove_snapshot(
 
     Raises:
         SnapshotInUseError: It is being read.
+        RefusedError: Its directory holds what is not the snapshot's.
         OSError: A file operation failed.
     """
     with locked_for_removal(snapshot):
+        refuse_foreign(snapshot)
         first()
         _remove_files(directory, snapshot)
 
@@ -167,9 +201,11 @@ def _remove_files(directory: SnapshotDirectory, snapshot: Snapshot) -> None:
     if lstat(beside):
         files.replace(beside, tombstone)
         files.fsync_directory(directory.path)
-    for path in {snapshot.path: None, data: None, tombstone: None}:
+    for path in {snapshot.path: None, data: None}:
         if lstat(path):
-            files.unlink(path)
+            remove_data(directory, path)
+    if lstat(tombstone):
+        files.unlink(tombstone)
     files.fsync_directory(directory.path)
 
 
@@ -184,17 +220,39 @@ def publish_renamed(directory: SnapshotDirectory, old: Snapshot, manifest: Manif
     present = directory.load(canonical_name(manifest))
     with locked_for_removal(old):
         if present is None:
-            source = temporary_path(directory.path, manifest.name)
+            is_directory = manifest.format == "directory"
+            source = temporary_path(directory.path, manifest.name, "parts" if is_directory else "")
             try:
-                link_or_copy(directory.files, old.path, source)
+                if is_directory:
+                    link_parts(directory.files, old.path, source, manifest.parts)
+                else:
+                    link_or_copy(directory.files, old.path, source)
                 publish_new(directory, source, manifest)
             finally:
                 if lstat(source):
-                    remove_quietly(directory, source)
+                    remove_data_quietly(directory, source)
         elif not (present.is_valid and present.manifest and present.manifest.sha256 == manifest.sha256):
             raise _exists(manifest, present.path)
         # Else a run before this one was stopped here.
         _remove_files(directory, old)
+
+
+def refuse_foreign(snapshot: Snapshot) -> None:
+    """Keep what somebody put into a snapshot's directory from going with it.
+
+    Raises:
+        RefusedError: There is something; nothing was removed.
+    """
+    status = lstat(snapshot.path)
+    if snapshot.format != "directory" or status is None or not stat.S_ISDIR(status.st_mode):
+        return
+    parts = from_manifest(snapshot.manifest.parts) if snapshot.manifest else {}
+    if foreign := foreign_entries(snapshot.path, parts):
+        raise RefusedError(
+            f"the directory of snapshot {snapshot} holds what is not the snapshot's",
+            found=f"{snapshot.path}: {', '.join(foreign[:10])}",
+            hint="Move that elsewhere, then try again.",
+        )
 
 
 @contextlib.contextmanager
@@ -205,11 +263,12 @@ def locked_for_removal(snapshot: Snapshot) -> Iterator[None]:
         SnapshotInUseError: A restore reads it.
     """
     try:
+        is_directory = snapshot.format == "directory"
         try:
             # Writable where possible: NFS gives exclusive locks on such descriptors only.
-            descriptor = open_regular(snapshot.path, writable=True)
+            descriptor = open_data(snapshot.path, directory=is_directory, writable=True)
         except PermissionError:
-            descriptor = open_regular(snapshot.path)
+            descriptor = open_data(snapshot.path, directory=is_directory)
     except (FileNotFoundError, PermissionError, SnapshotCorruptError):
         # No data, or nothing that anybody could be restoring.
         yield
@@ -224,6 +283,36 @@ def locked_for_removal(snapshot: Snapshot) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def remove_data(directory: SnapshotDirectory, path: Path) -> None:
+    """Remove a data file, or a data directory, which first gets a name that any sweep finishes off.
+
+    Raises:
+        OSError: A file operation failed.
+    """
+    status = lstat(path)
+    if status is None or not stat.S_ISDIR(status.st_mode):
+        directory.files.unlink(path)
+        return
+    match = TEMPORARY.fullmatch(path.name)
+    doomed = path if match and match["kind"] in DIRECTORY_KINDS else _doom(directory, path)
+    remove_directory(directory.files, doomed)
+
+
+def remove_data_quietly(directory: SnapshotDirectory, path: Path) -> None:
+    """Remove data under a temporary name; when that fails the sweep does it later."""
+    try:
+        remove_data(directory, path)
+    except OSError as error:
+        _logger.warning("temporary data %s could not be removed yet: %s", path.name, error)
+
+
+def _doom(directory: SnapshotDirectory, path: Path) -> Path:
+    """Give a data directory a temporary name that says that it goes."""
+    doomed = temporary_path(directory.path, path.name, "doomed")
+    directory.files.replace(path, doomed)
+    return doomed
 
 
 def remove_quietly(directory: SnapshotDirectory, path: Path) -> None:
@@ -260,7 +349,7 @@ def _take_back(
         with contextlib.suppress(OSError):
             directory.files.fsync_directory(directory.path)
     if lstat(beside) is None and mine is not None and identity(data) == mine:
-        remove_quietly(directory, data)
+        remove_data_quietly(directory, data)
     remove_quietly(directory, note)
 
 

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from typing import TYPE_CHECKING
 
 from keikaku_snapshots.errors import KeikakuError, LockBusyError, SnapshotNotFoundError
 from keikaku_snapshots.snapshots.directory import SnapshotDirectory, canonical_name, corrupt_error, identity
-from keikaku_snapshots.snapshots.files import open_regular, translate_os_error
+from keikaku_snapshots.snapshots.files import translate_os_error
 from keikaku_snapshots.snapshots.hashing import FileHash, hash_descriptor
 from keikaku_snapshots.snapshots.lock import holders, wait_for_flock
+from keikaku_snapshots.snapshots.part_files import entries, hash_parts, open_data
+from keikaku_snapshots.snapshots.parts import digest_of, from_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from keikaku_snapshots.progress import ProgressCallback
-    from keikaku_snapshots.snapshots.manifest import Snapshot
+    from keikaku_snapshots.snapshots.manifest import Manifest, Snapshot
 
 #: A version can be replaced between looking and locking; each turn sees one replacement.
 _TURNS = 5
+#: Damaged parts named in one message.
+_TOLD = 10
 
 
 class OpenSnapshot:
@@ -31,25 +36,37 @@ class OpenSnapshot:
         self.snapshot = snapshot
         self._descriptor = descriptor
         self._status = os.fstat(descriptor)
+        self._parts = entries(descriptor) if self.is_directory else {}
 
     @property
     def path(self) -> Path:
-        """The data file, absolute."""
+        """The data file or directory, absolute."""
         return self.snapshot.path
 
+    @property
+    def is_directory(self) -> bool:
+        """The data is a directory of parts."""
+        return stat.S_ISDIR(self._status.st_mode)
+
     def fileno(self) -> int:
-        """Return the descriptor; pass it to the reading program, which then holds the lock too."""
+        """Return the descriptor; pass it to the reading program, which then holds the lock too.
+
+        That of a directory too can be read as ``/dev/fd/N``, whatever its name is by then.
+        """
         return self._descriptor
 
     def hash(self, *, progress: ProgressCallback | None = None) -> FileHash:
-        """Return checksum and size, from the open file."""
+        """Return checksum and size, from the open file or the parts of the open directory."""
+        if self.is_directory:
+            return digest_of(hash_parts(self._descriptor, progress=progress, step="verify"))
         return hash_descriptor(self._descriptor, progress=progress, step="verify")
 
     def check(self, *, progress: ProgressCallback | None = None) -> FileHash:
-        """Read the whole file and compare it with the manifest.
+        """Read the whole file, or every part, and compare it with the manifest.
 
         Raises:
-            SnapshotCorruptError: Size or checksum differ, or there is no manifest.
+            SnapshotCorruptError: Size or checksum differ, or there is no manifest; of a directory the
+                damaged parts are named.
         """
         manifest = self.snapshot.manifest
         if manifest is None:
@@ -57,6 +74,8 @@ class OpenSnapshot:
                 f"snapshot {self.snapshot} has no usable manifest",
                 found=f"{self.path}: {self.snapshot.problem}",
             )
+        if self.is_directory:
+            return self._check_parts(manifest, progress)
         found = self.hash(progress=progress)
         if found.size_bytes != manifest.size_bytes:
             raise corrupt_error(self.snapshot)(
@@ -70,14 +89,30 @@ class OpenSnapshot:
             )
         return found
 
+    def _check_parts(self, manifest: Manifest, progress: ProgressCallback | None) -> FileHash:
+        wanted = from_manifest(manifest.parts)
+        found = hash_parts(self._descriptor, progress=progress, step="verify")
+        if found == wanted:
+            return digest_of(found)
+        lines = [
+            f"{self.path / name}: {_difference(found.get(name), wanted.get(name))}"
+            for name in sorted({*found, *wanted})
+            if found.get(name) != wanted.get(name)
+        ]
+        raise corrupt_error(self.snapshot)(
+            f"snapshot {self.snapshot} was changed after it was made", found="\n".join(lines[:_TOLD])
+        )
+
     def check_unchanged(self) -> None:
-        """Make sure that nobody wrote to the file or replaced it since it was opened.
+        """Make sure that nobody wrote to the data or replaced it since it was opened.
 
         Raises:
             SnapshotCorruptError: Somebody did.
         """
         now, then = os.fstat(self._descriptor), self._status
         same = (now.st_size, now.st_mtime_ns) == (then.st_size, then.st_mtime_ns)
+        if same and self.is_directory:
+            same = _written(entries(self._descriptor)) == _written(self._parts)
         if not same or identity(self.path) != (then.st_dev, then.st_ino):
             raise corrupt_error(self.snapshot)(
                 f"snapshot {self.snapshot} changed while it was read", found=str(self.path)
@@ -113,7 +148,7 @@ def _open_locked(
                 f"snapshot {current} cannot be read", found=f"{current.path}: {current.problem}"
             )
         try:
-            descriptor = open_regular(current.path)
+            descriptor = open_data(current.path, directory=current.format == "directory")
         except FileNotFoundError:
             continue
         try:
@@ -134,6 +169,22 @@ def _open_locked(
 def _lock_shared(descriptor: int, snapshot: Snapshot, wait_s: float) -> None:
     if not wait_for_flock(descriptor, shared=True, wait_s=wait_s):
         raise LockBusyError(f"snapshot {snapshot} is being deleted or replaced", found=holders(descriptor))
+
+
+def _difference(found: FileHash | None, wanted: FileHash | None) -> str:
+    """What is wrong with a part, in words."""
+    if found is None:
+        return "it is missing."
+    if wanted is None:
+        return "it is not part of the snapshot."
+    if found.size_bytes != wanted.size_bytes:
+        return f"{found.size_bytes} bytes, the manifest says {wanted.size_bytes}."
+    return f"SHA-256 {found.sha256}, the manifest says {wanted.sha256}."
+
+
+def _written(parts: dict[str, os.stat_result]) -> dict[str, tuple[int, int, int]]:
+    """What tells whether parts were written to or replaced; a new hard link changes none of it."""
+    return {name: (status.st_ino, status.st_size, status.st_mtime_ns) for name, status in parts.items()}
 
 
 def _gone(snapshot: Snapshot) -> SnapshotNotFoundError:

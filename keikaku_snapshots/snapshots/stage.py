@@ -1,4 +1,4 @@
-"""A snapshot's file while it is written: a temporary name, mode 0600, locked."""
+"""A snapshot's file or directory while it is written: a temporary name, readable by us only, locked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Self
 from keikaku_snapshots.errors import CreateFailedError, UsageError
 from keikaku_snapshots.snapshots.directory import SnapshotDirectory, identity
 from keikaku_snapshots.snapshots.files import temporary_path
-from keikaku_snapshots.snapshots.publish import remove_quietly
+from keikaku_snapshots.snapshots.part_files import entries, open_directory, sync_parts
+from keikaku_snapshots.snapshots.parts import DIRECTORY_SUFFIX, from_manifest, problem_of
+from keikaku_snapshots.snapshots.publish import remove_data_quietly
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -24,16 +26,43 @@ class Stage:
     Leaving it without `SnapshotStore.publish` removes the file.
     """
 
+    #: Kind of the temporary name.
+    _kind = ""
+
     def __init__(self, directory: SnapshotDirectory, name: str) -> None:
         self._directory = directory
         #: Name of the snapshot it is for.
         self.name = name
-        #: Where to write; the file exists and is empty.
-        self.path = temporary_path(directory.path, name)
-        self._descriptor = directory.files.create(self.path)
+        #: Where to write; the file or directory exists and is empty.
+        self.path = temporary_path(directory.path, name, self._kind)
+        self._descriptor = self._make()
         with contextlib.suppress(OSError):
             # So that no sweep takes it for dead. Where there are no locks the grace period does that.
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    @property
+    def is_directory(self) -> bool:
+        """It is a directory, to be filled with parts."""
+        return False
+
+    def _make(self) -> int:
+        return self._directory.files.create(self.path)
+
+    def _check_content(self, manifest: Manifest) -> None:
+        size_bytes = os.fstat(self.fileno()).st_size
+        if size_bytes != manifest.size_bytes:
+            raise CreateFailedError(
+                "the temporary file changed after it was checked",
+                found=f"{self.path}: {size_bytes} bytes, expected {manifest.size_bytes}.",
+            )
+
+    def sync(self) -> None:
+        """Bring what was written to the disk.
+
+        Raises:
+            OSError: It could not be.
+        """
+        self._directory.files.fsync(self.fileno(), self.path)
 
     def fileno(self) -> int:
         """Return the descriptor: to hash from, and to pass to the writing program.
@@ -63,11 +92,9 @@ class Stage:
             )
         if self.name != manifest.name:
             raise UsageError(f"the stage is for {self.name!r}, the manifest for {manifest.name!r}")
-        if status.st_size != manifest.size_bytes:
-            raise CreateFailedError(
-                "the temporary file changed after it was checked",
-                found=f"{self.path}: {status.st_size} bytes, expected {manifest.size_bytes}.",
-            )
+        if (manifest.format == "directory") != self.is_directory:
+            raise UsageError(f"the stage is not for the format {manifest.format!r}")
+        self._check_content(manifest)
 
     def unlock(self) -> None:
         """Let others lock the file; done just before it becomes a snapshot."""
@@ -81,7 +108,7 @@ class Stage:
             mine = os.fstat(descriptor)
             os.close(descriptor)
             if identity(self.path) == (mine.st_dev, mine.st_ino):
-                remove_quietly(self._directory, self.path)
+                remove_data_quietly(self._directory, self.path)
 
     def published(self) -> None:
         """Close without removing anything: the file belongs to the publication now."""
@@ -96,3 +123,47 @@ class Stage:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class DirectoryStage(Stage):
+    """A new directory that is being filled with parts: temporary name, mode 0700, locked."""
+
+    _kind = "parts"
+
+    @property
+    def is_directory(self) -> bool:
+        """It is a directory, to be filled with parts."""
+        return True
+
+    def _make(self) -> int:
+        self._directory.files.mkdir(self.path)
+        return open_directory(self.path)
+
+    def _check_content(self, manifest: Manifest) -> None:
+        problem = problem_of(entries(self.fileno()), from_manifest(manifest.parts))
+        if problem:
+            raise CreateFailedError(
+                "the temporary directory changed after it was checked", found=f"{self.path}: {problem}"
+            )
+
+    def sync(self) -> None:
+        """Bring every part and the directory to the disk, and make the parts read-only.
+
+        Raises:
+            OSError: It could not be done.
+        """
+        sync_parts(self._directory.files, self.fileno(), self.path)
+
+
+def make_stage(directory: SnapshotDirectory, name: str, suffix: str) -> Stage:
+    """Return a new stage for data of a suffix.
+
+    Args:
+        directory: Where.
+        name: Name of the snapshot it is for.
+        suffix: Suffix of the data, without the leading dot.
+
+    Raises:
+        OSError: It could not be made.
+    """
+    return DirectoryStage(directory, name) if suffix == DIRECTORY_SUFFIX else Stage(directory, name)

@@ -42,7 +42,7 @@ from keikaku_snapshots.snapshots.publish import (
 )
 from keikaku_snapshots.snapshots.reading import OpenSnapshot, open_snapshot
 from keikaku_snapshots.snapshots.retention import old_ones
-from keikaku_snapshots.snapshots.stage import Stage
+from keikaku_snapshots.snapshots.stage import Stage, make_stage
 from keikaku_snapshots.snapshots.sweep import sweep
 
 if TYPE_CHECKING:
@@ -228,9 +228,10 @@ class SnapshotStore:
             raise SnapshotExistsError(f"snapshot {name} {version} exists already", found=str(found.path))
 
     def stage(self, name: str, suffix: str) -> Stage:
-        """Make a new temporary file in the directory, to be filled and published.
+        """Make a new temporary file, or a directory for the suffix ``dir``, to be filled and published.
 
         Raises:
+            UsageError: A directory is asked for, and the ``latest`` link is to be a hard link or a copy.
             RefusedError: The place of the ``latest`` link is taken by a foreign file.
             DiskFullError: No room, no inodes.
             AccessDeniedError: Not allowed.
@@ -238,14 +239,15 @@ class SnapshotStore:
         check_name(name)
         self.prepare()
         with self._translated(f"beginning snapshot {name!r}"):
+            self._latest.check_mode(suffix)
             self._latest.check(name, suffix)
-            return Stage(self._disk, name)
+            return make_stage(self._disk, name, suffix)
 
     def publish(self, stage: Stage, manifest: Manifest, *, overwrite: bool = False) -> Snapshot:
         """Make a staged file a snapshot and move the ``latest`` link, in the order of docs/design.md.
 
         Args:
-            stage: The complete file; its writer has ended.
+            stage: The complete file or directory; its writer has ended.
             manifest: What is known of it; sequence and data file are filled in here.
             overwrite: Replace the version if it exists.
 
@@ -261,7 +263,7 @@ class SnapshotStore:
         """
         with self._translated(f"publishing snapshot {manifest.name!r}"):
             stage.check(manifest)
-            self._files.fsync(stage.fileno(), stage.path)
+            stage.sync()
             with self._directory_lock(f"publish {manifest.name} {manifest.version}"):
                 self._latest.check(manifest.name, manifest.suffix)
                 others = self._disk.snapshots(manifest.name)

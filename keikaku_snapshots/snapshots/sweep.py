@@ -19,9 +19,10 @@ from keikaku_snapshots.snapshots.directory import (
     Leftover,
     SnapshotDirectory,
     canonical_name,
+    is_data_of,
 )
-from keikaku_snapshots.snapshots.files import open_regular
-from keikaku_snapshots.snapshots.publish import finish_replacement
+from keikaku_snapshots.snapshots.part_files import newest_change_s, open_data
+from keikaku_snapshots.snapshots.publish import finish_replacement, remove_data
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,15 +53,20 @@ def sweep(directory: SnapshotDirectory, *, now_s: float, grace_s: float, dry_run
     leftovers = [item for item in directory.leftovers() if item.path not in in_use]
     stale = [item for item in leftovers if _is_stale(item, now_s, grace_s)]
     # A deletion was decided by the rename, so it needs no grace.
-    decided = [item for item in leftovers if item.kind == "deleted" and item not in stale]
+    decided = [
+        item
+        for item in leftovers
+        if item not in stale
+        and (item.kind == "deleted" or (item.kind == "doomed" and not _is_locked(item.path, directory=True)))
+    ]
     for data in _ownerless_data(directory, stale, decided):
         removed.append(data)
         if not dry_run:
-            directory.files.unlink(data)
-    for item in [*stale, *(item for item in decided if item.manifest())]:
+            remove_data(directory, data)
+    for item in [*stale, *(item for item in decided if item.manifest() or item.is_directory)]:
         removed.append(item.path)
         if not dry_run:
-            directory.files.unlink(item.path)
+            remove_data(directory, item.path)
     if removed and not dry_run:
         directory.files.fsync_directory(directory.path)
         _logger.info("removed what an interrupted run left: %s", ", ".join(path.name for path in removed))
@@ -68,15 +74,16 @@ def sweep(directory: SnapshotDirectory, *, now_s: float, grace_s: float, dry_run
 
 
 def _is_stale(item: Leftover, now_s: float, grace_s: float) -> bool:
-    if now_s - item.status.st_mtime < grace_s:
+    changed_s = newest_change_s(item.path, item.status) if item.is_directory else item.status.st_mtime
+    if now_s - changed_s < grace_s:
         return False
-    return stat.S_ISLNK(item.status.st_mode) or not _is_locked(item.path)
+    return stat.S_ISLNK(item.status.st_mode) or not _is_locked(item.path, directory=item.is_directory)
 
 
-def _is_locked(path: Path) -> bool:
-    """Tell whether a living process writes or reads the file: stages and readers hold a flock on it."""
+def _is_locked(path: Path, *, directory: bool) -> bool:
+    """Tell whether a living process writes or reads the data: stages and readers hold a flock on it."""
     try:
-        descriptor = open_regular(path)
+        descriptor = open_data(path, directory=directory)
     except (OSError, KeikakuError):
         return True
     try:
@@ -99,9 +106,12 @@ def _ownerless_data(
         if (status.st_dev, status.st_ino) in inodes:
             yield path
             continue
-        # Empty: the name was being held for a file system without hard links.
-        named_here = path.name in named and status.st_size in {named[path.name].size_bytes, 0}
-        if named_here and stat.S_ISREG(status.st_mode) and not _is_locked(path):
+        manifest = named.get(path.name)
+        if (
+            manifest is not None
+            and is_data_of(manifest, path, status)
+            and not _is_locked(path, directory=manifest.format == "directory")
+        ):
             yield path
 
 
@@ -111,5 +121,5 @@ def _finish_replacements(directory: SnapshotDirectory) -> None:
         manifest = snapshot.manifest
         if manifest is None or not snapshot.is_valid or manifest.data_file == canonical_name(manifest):
             continue
-        if not _is_locked(snapshot.path):
+        if not _is_locked(snapshot.path, directory=manifest.format == "directory"):
             finish_replacement(directory, manifest)
