@@ -146,15 +146,13 @@ class AsyncPsycopgTarget(_AsyncTarget):
             psycopg.AsyncRawCursor(self._connection) as cursor,
         ):
             async with cursor.copy(step.statement.encode()) as copy:
-                for block in step.blocks():
+                for block in watch.blocks(step):
                     if self._interrupted:
                         raise asyncio.CancelledError
-                    watch.alive()
                     if isinstance(block, bytes):
                         await copy.write(block)
                     else:
                         await self._until_done(block)
-                    watch.alive()
             return cursor.rowcount
 
     async def _until_done(self, pending: Pending) -> None:
@@ -229,13 +227,11 @@ class AsyncpgTarget(_AsyncTarget):
 
             async def source() -> AsyncIterator[bytes]:
                 try:
-                    for block in step.blocks():
-                        watch.alive()
+                    for block in watch.blocks(step):
                         if isinstance(block, bytes):
                             yield block
                         else:
                             await until_done(block)
-                        watch.alive()
                 except Exception as error:
                     # asyncpg puts its own error in the place of this one.
                     failure.append(error)

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack, overload
 from uuid import UUID
 
 from keikaku_snapshots.datasets import bulk_units
+from keikaku_snapshots.datasets.attempts import Timeouts
 from keikaku_snapshots.datasets.copy import check_batch_size
 from keikaku_snapshots.datasets.dataset import check_count
 from keikaku_snapshots.datasets.guards import PROTECTED_WORDS, check_allowed
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
     from sqlalchemy.orm import Session
 
-    from keikaku_snapshots.datasets.attempts import Attempt, Timeouts, Unit
+    from keikaku_snapshots.datasets.attempts import Attempt, Unit
     from keikaku_snapshots.datasets.keikaku_records import (
         Office,
         Staff,
@@ -366,6 +367,7 @@ def _call(batch_size: int, options: BulkOptions) -> bulk_units.Call:
         known = ", ".join(BulkOptions.__annotations__)
         raise ParameterTypeError(f"there is no option {unknown[0]!r}", found=f"Options are: {known}")
     seed = options.get("seed")
+    timeouts = options.get("timeouts")
     day: object = options.get("reference_date") or datetime.now(UTC).date()
     if not isinstance(day, date) or isinstance(day, datetime):
         raise ParameterTypeError(f"reference_date must be a date, not {type(day).__name__}: {day!r}")
@@ -376,6 +378,8 @@ def _call(batch_size: int, options: BulkOptions) -> bulk_units.Call:
         schema=options.get("schema"),
         progress=options.get("progress"),
         memory_limit_mb=options.get("memory_limit_mb"),
+        # What is no Timeouts is refused by `run`.
+        stall_s=(timeouts if isinstance(timeouts, Timeouts) else Timeouts()).stall_s,
     )
 
 

@@ -47,6 +47,8 @@ class Call:
     progress: ProgressCallback | None
     #: Above this the work stops; None for no limit.
     memory_limit_mb: float | None
+    #: Seconds in which the server may take no row.
+    stall_s: float | None
 
     def drawing(self) -> Drawing:
         """The draws of one try."""
@@ -90,6 +92,7 @@ class Drawing:
                 progress=call.progress,
                 total=len(values),
                 check_memory=memory_check(call.memory_limit_mb),
+                stall_timeout_s=call.stall_s,
             )
         )
 

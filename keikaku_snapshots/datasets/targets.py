@@ -228,11 +228,9 @@ class PsycopgTarget:
             psycopg.RawCursor(connection) as cursor,
         ):
             with cursor.copy(step.statement.encode()) as copy:
-                for block in step.blocks():
-                    watch.alive()
+                for block in watch.blocks(step):
                     if isinstance(block, bytes):  # else asking for the next one waits for it
                         copy.write(block)
-                    watch.alive()
             return cursor.rowcount
 
     def _begin(self) -> bool:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Self
 from keikaku_snapshots.errors import ConnectError, OperationTimeoutError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
     from types import TracebackType
 
-    from keikaku_snapshots.datasets.steps import Copy
+    from keikaku_snapshots.datasets.steps import Copy, Pending
 
 # The limit is kept to a tenth, and looked after at least once a second.
 _LOOKS_PER_LIMIT = 10
@@ -25,18 +25,27 @@ class _Watch:
     def __init__(self, step: Copy) -> None:
         self._limit_s = step.stall_timeout_s
         self._table = step.table
-        self._moved = time.monotonic()
+        # Since when the server has had something to do; None while rows are being made.
+        self._waiting_since: float | None = time.monotonic()
         self._fired = False
 
-    def alive(self) -> None:
-        """The COPY has moved."""
-        self._moved = time.monotonic()
+    def blocks(self, step: Copy) -> Iterator[bytes | Pending]:
+        """The blocks of the COPY; the time that making them takes is no standing still."""
+        made = iter(step.blocks())
+        self._waiting_since = None
+        for block in made:
+            if isinstance(block, bytes):
+                self._waiting_since = time.monotonic()
+            yield block
+            self._waiting_since = None
+        self._waiting_since = time.monotonic()
 
     def _interval_s(self) -> float:
         return min(1.0, (self._limit_s or 0) / _LOOKS_PER_LIMIT)
 
     def _is_over(self) -> bool:
-        return self._limit_s is not None and time.monotonic() - self._moved > self._limit_s
+        since = self._waiting_since
+        return self._limit_s is not None and since is not None and time.monotonic() - since > self._limit_s
 
     def _error(self) -> OperationTimeoutError:
         what = f"COPY into {self._table!r} made no progress for {self._limit_s:g} s and was stopped"
