@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import select
 import threading
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, Self
 
-from keikaku_snapshots.snapshots.compression import packer
-from keikaku_snapshots.snapshots.files import translate_os_error
-from keikaku_snapshots.snapshots.hashing import FileHash
+from keikaku_snapshots.snapshots.packed_file import PackedFile, PackedHash
 from keikaku_snapshots.snapshots.verify import EDGE_BYTES, check_edges
 
 if TYPE_CHECKING:
@@ -32,15 +29,6 @@ _PIPE_BYTES: Final = 1024 * 1024
 _READ_BYTES: Final = 256 * 1024
 #: Milliseconds between two questions whether the writer has ended.
 _POLL_MS: Final = 200
-
-
-class PackedDump(NamedTuple):
-    """A dump that is whole, in its file."""
-
-    #: Checksum and size of the file.
-    file: FileHash
-    #: Checksum and size of the SQL in it; None when it is not packed.
-    content: FileHash | None
 
 
 class PackingPipe:
@@ -57,14 +45,8 @@ class PackingPipe:
     """
 
     def __init__(self, descriptor: int, path: Path, *, compression: str, level: int | None) -> None:
-        self._packer = packer(compression, level)
-        self._descriptor = descriptor
-        self._path = path
-        self._file_digest = hashlib.sha256()
-        self._file_bytes = 0
-        self._content_digest = hashlib.sha256()
-        #: Bytes of SQL that came so far, for progress.
-        self.written_bytes = 0
+        self._file = PackedFile(descriptor, path, compression=compression, level=level)
+        self._hash: PackedHash | None = None
         self._head = b""
         self._tail = b""
         self._error: BaseException | None = None
@@ -81,6 +63,11 @@ class PackingPipe:
     def target(self) -> int:
         """The writing end, for the program that is about to be started."""
         return self._writing
+
+    @property
+    def written_bytes(self) -> int:
+        """Bytes of SQL that came so far, for progress."""
+        return self._file.content_bytes
 
     def started(self) -> None:
         """Begin to read; call it when the program has the writing end."""
@@ -101,7 +88,7 @@ class PackingPipe:
         if self._error is not None:
             raise self._error
 
-    def finish(self, name: str) -> PackedDump:
+    def finish(self, name: str) -> PackedHash:
         """Pack what is left; call it when the program has ended with 0.
 
         Args:
@@ -118,10 +105,9 @@ class PackingPipe:
         self._thread.join()
         self.check()
         check_edges(self._head, self._tail, name)
-        return PackedDump(
-            FileHash(self._file_digest.hexdigest(), self._file_bytes),
-            FileHash(self._content_digest.hexdigest(), self.written_bytes),
-        )
+        if self._hash is None:
+            raise ValueError("the pipe was given up")
+        return self._hash
 
     def __enter__(self) -> Self:
         return self
@@ -150,7 +136,7 @@ class PackingPipe:
             while not self._abandoned and (block := self._next()):
                 self._take(block)
             if not self._abandoned:
-                self._write(self._packer.flush())
+                self._hash = self._file.finish()
         except BaseException as error:  # noqa: BLE001 - handed to the caller of check() and finish()
             self._error = error
         finally:
@@ -174,19 +160,6 @@ class PackingPipe:
         return b""
 
     def _take(self, block: bytes) -> None:
-        if len(self._head) < EDGE_BYTES:
-            self._head += block[: EDGE_BYTES - len(self._head)]
+        self._head += block[: EDGE_BYTES - len(self._head)]
         self._tail = (self._tail + block)[-EDGE_BYTES:]
-        self._content_digest.update(block)
-        self.written_bytes += len(block)
-        self._write(self._packer.compress(block))
-
-    def _write(self, block: bytes) -> None:
-        self._file_digest.update(block)
-        self._file_bytes += len(block)
-        rest = memoryview(block)
-        try:
-            while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
-        except OSError as error:
-            raise translate_os_error(error, doing="writing the snapshot", path=self._path) from error
+        self._file.write(block)

@@ -39,10 +39,11 @@ from keikaku_snapshots.postgres.tools import (
     translate_tool_failure,
 )
 from keikaku_snapshots.progress import Progress, ProgressCallback
-from keikaku_snapshots.snapshots.compressed_dump import PackedDump, PackingPipe
+from keikaku_snapshots.snapshots.compressed_dump import PackingPipe
 from keikaku_snapshots.snapshots.compression import CUSTOM_LEVELS
 from keikaku_snapshots.snapshots.disk import ReserveWatcher
 from keikaku_snapshots.snapshots.hashing import FileHash, GrowingFileHash, hash_descriptor
+from keikaku_snapshots.snapshots.packed_file import PackedHash
 from keikaku_snapshots.snapshots.verify import check_shape
 
 if TYPE_CHECKING:
@@ -225,12 +226,12 @@ class _WholeFile:
         """Bytes of the dump so far."""
         return self._stage.path.stat().st_size
 
-    def finish(self, name: str) -> PackedDump:
+    def finish(self, name: str) -> PackedHash:
         """Check the shape and return the checksum."""
         check_shape(self._stage.fileno(), self._format, name)
         if self._follower is not None:
-            return PackedDump(self._follower.finish(), None)
-        return PackedDump(hash_descriptor(self._stage.fileno()), None)
+            return PackedHash(self._follower.finish(), None)
+        return PackedHash(hash_descriptor(self._stage.fileno()), None)
 
 
 def check_archive(tools: Tools, descriptor: int, name: str) -> None:

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from keikaku_snapshots.postgres.connect import Connection, RetryPolicy
     from keikaku_snapshots.postgres.url import DatabaseURL
-    from keikaku_snapshots.snapshots.hashing import FileHash
+    from keikaku_snapshots.snapshots.packed_file import PackedHash
     from keikaku_snapshots.snapshots.stage import Stage
     from keikaku_snapshots.snapshots.store import SnapshotStore
 
@@ -66,7 +66,7 @@ class RowsOptions:
 
     #: What counts as a test row.
     scope: Scope = field(default_factory=Scope)
-    #: ``gzip`` or None.
+    #: ``gzip``, ``zstd`` or None.
     compression: str | None = None
     #: Level of the compression; its default if None.
     level: int | None = None
@@ -179,8 +179,8 @@ class CreateRows:
                 self._warn(connection, tables)
             with self._store.stage(self._fields["name"], self._suffix) as stage:
                 with translated(self._url, "reading the test rows"):
-                    file = self._write(connection, stage, tables, created_at, facts, progress)
-                return self._publish(stage, file, created_at, facts, version, overwrite=overwrite)
+                    written = self._write(connection, stage, tables, created_at, facts, progress)
+                return self._publish(stage, written, created_at, facts, version, overwrite=overwrite)
         finally:
             connection.close()
 
@@ -245,7 +245,7 @@ class CreateRows:
         created_at: datetime,
         facts: dict[str, Any],
         progress: ProgressCallback | None,
-    ) -> FileHash:
+    ) -> PackedHash:
         options = self._options
         counter = _Counter(sum(facts["row_counts"].values()), progress)
         with RowsFile(
@@ -294,7 +294,7 @@ class CreateRows:
     def _publish(
         self,
         stage: Stage,
-        file: FileHash,
+        written: PackedHash,
         created_at: datetime,
         facts: dict[str, Any],
         version: str | None,
@@ -311,10 +311,12 @@ class CreateRows:
             created_at=created_at,
             finished_at=datetime.now(UTC),
             data_file=stage.path.name,
-            size_bytes=file.size_bytes,
-            sha256=file.sha256,
+            size_bytes=written.file.size_bytes,
+            sha256=written.file.sha256,
             format="json",
             compression=self._options.compression,
+            uncompressed_bytes=written.content.size_bytes if written.content else None,
+            uncompressed_sha256=written.content.sha256 if written.content else "",
             scope="test_data",
             marker=scope.marker,
             predicates=dict(scope.predicates or {}),

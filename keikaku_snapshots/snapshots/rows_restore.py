@@ -24,7 +24,7 @@ from keikaku_snapshots.snapshots.in_place import commit, in_use
 from keikaku_snapshots.snapshots.load import restore_failed
 from keikaku_snapshots.snapshots.resting import Resting
 from keikaku_snapshots.snapshots.restore import Restored, RestoreOptions
-from keikaku_snapshots.snapshots.rows_file import RowsBytes
+from keikaku_snapshots.snapshots.rows_file import rows_bytes
 from keikaku_snapshots.snapshots.rows_json import RowsReader
 from keikaku_snapshots.snapshots.rows_references import References
 from keikaku_snapshots.snapshots.rows_scope import (
@@ -167,7 +167,7 @@ class RestoreRows:
         return staging.tables
 
     def _stage(self, connection: Connection, staging: Staging) -> None:
-        content = RowsBytes(self._opened.fileno(), str(self._opened.path))
+        content = rows_bytes(self._opened.fileno(), str(self._opened.path))
         told = 0
 
         def read(count: int) -> bytes:

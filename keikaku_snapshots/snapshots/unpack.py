@@ -130,13 +130,9 @@ def read_packed(opened: OpenSnapshot, take: Callable[[bytes], None] = lambda _: 
 
 def _compare(opened: OpenSnapshot, manifest: Manifest, content: FileHash) -> None:
     if content.size_bytes != manifest.uncompressed_bytes:
-        raise _differs(
-            opened, f"{content.size_bytes} bytes, the manifest says {manifest.uncompressed_bytes}"
-        )
+        raise _differs(opened, f"{content.size_bytes} bytes, the manifest says {manifest.uncompressed_bytes}")
     if content.sha256 != manifest.uncompressed_sha256:
-        raise _differs(
-            opened, f"SHA-256 {content.sha256}, the manifest says {manifest.uncompressed_sha256}"
-        )
+        raise _differs(opened, f"SHA-256 {content.sha256}, the manifest says {manifest.uncompressed_sha256}")
 
 
 def _differs(opened: OpenSnapshot, found: str) -> SnapshotCorruptError:

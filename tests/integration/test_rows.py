@@ -628,7 +628,7 @@ def test_a_full_disk_leaves_nothing_behind(manager: SnapshotManager, monkeypatch
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("keikaku_snapshots.snapshots.rows_file.os.write", full)
+        patched.setattr("keikaku_snapshots.snapshots.packed_file.os.write", full)
         with pytest.raises(DiskFullError, match="ディスク容量不足"):
             create(manager)
     assert [path.name for path in manager.directory.iterdir() if path.is_file() and "rows" in path.name] == []

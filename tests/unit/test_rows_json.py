@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from keikaku_snapshots.errors import JSONCorruptError, SnapshotCorruptError
 from keikaku_snapshots.snapshots import rows_json
-from keikaku_snapshots.snapshots.rows_file import RowsBytes, RowsFile, check_rows_file
+from keikaku_snapshots.snapshots.rows_file import RowsFile, check_rows_file, rows_bytes
 from keikaku_snapshots.snapshots.rows_json import RowsReader
 from keikaku_snapshots.snapshots.rows_values import Kind, Raw, decode, encoder, kind_of
 
@@ -245,7 +245,7 @@ def _written(path: Path, blocks: list[str], compression: str | None) -> bytes:
             for block in blocks:
                 file.write(block)
             result = file.finish()
-        assert result.size_bytes == path.stat().st_size
+        assert result.file.size_bytes == path.stat().st_size
         return path.read_bytes()
     finally:
         os.close(descriptor)
@@ -253,7 +253,7 @@ def _written(path: Path, blocks: list[str], compression: str | None) -> bytes:
 
 def _bytes(path: Path, step: int) -> bytes:
     with path.open("rb") as file:
-        source = RowsBytes(file.fileno(), "file.json.gz")
+        source = rows_bytes(file.fileno(), "file.json.gz")
         parts = []
         while block := source.read(step):
             parts.append(block)
@@ -302,7 +302,7 @@ def test_a_damaged_gzip_file_is_told_as_broken_json(tmp_path: Path, damage: Call
 
 def test_a_writer_that_fails_ends_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """B6: an error of the thread is the caller's."""
-    monkeypatch.setattr("keikaku_snapshots.snapshots.rows_file.os.write", _full)
+    monkeypatch.setattr("keikaku_snapshots.snapshots.packed_file.os.write", _full)
     with pytest.raises(OSError, match="ディスク容量不足"):
         _written(tmp_path / "f", ["x" * 1000] * 20, None)
 
