@@ -58,10 +58,14 @@ class Proxy:
         target: The real database.
         cut_at: Decides about each chunk that a client sends.
         cuts: How many connections are cut; later ones pass, as after a short outage.
+        cut_answer_at: The same for each chunk of the server's, which "cut" keeps from the client.
     """
 
-    def __init__(self, target: DatabaseURL, cut_at: Rule, cuts: int = 1) -> None:
+    def __init__(
+        self, target: DatabaseURL, cut_at: Rule, cuts: int = 1, *, cut_answer_at: Rule | None = None
+    ) -> None:
         self._target, self._rule, self._cuts_left = target, cut_at, cuts
+        self._answer_rule = cut_answer_at
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._ended = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -103,13 +107,18 @@ class Proxy:
     def _serve(self, client: socket.socket) -> None:
         server = socket.create_connection((self._target.host, self._target.port or 5432))
         with client, server, contextlib.suppress(OSError):
-            sent = 0
+            sent = answered = 0
             while not self._ended.is_set():
                 for ready in select.select([client, server], [], [], 0.05)[0]:
                     chunk = ready.recv(_CHUNK_BYTES)
                     if not chunk:
                         return
                     if ready is server:
+                        if self._cuts_left > 0 and self._answer_rule is not None:
+                            if self._answer_rule(chunk, answered) != "pass":
+                                self._cut(client, server, answered=False)
+                                return
+                            answered += len(chunk)
                         client.sendall(chunk)
                         continue
                     verdict = self._rule(chunk, sent) if self._cuts_left > 0 else "pass"

@@ -1,4 +1,4 @@
-"""The database of the campaigns, an independent look at what is in it, and the formats that can be made of it."""
+"""The database of the campaigns, an independent look into it, and the formats that can be made of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import itertools
 import subprocess
 from typing import TYPE_CHECKING, Any
 
+import click
 from psycopg import sql
 
 from keikaku_snapshots.errors import UsageError
@@ -57,6 +58,22 @@ def makeable() -> list[Kind]:
             continue
         found.append((name, compression))
     return found
+
+
+def typeable() -> list[Kind]:
+    """Those of `makeable` that the command line has words for."""
+    from keikaku_snapshots.cli.snapshots import create
+
+    words = {
+        str(option.name): list(option.type.choices)
+        for option in create.params
+        if isinstance(option.type, click.Choice)
+    }
+    return [
+        (name, compression)
+        for name, compression in makeable()
+        if name in words["format"] and (compression is None or compression in words["compression"])
+    ]
 
 
 def options_of(kind: Kind) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import psycopg
 from keikaku_snapshots import RetentionPolicy, SnapshotManager
 from keikaku_snapshots.errors import KeikakuError
 from keikaku_snapshots.snapshots.store import SnapshotStore
-from tests.campaigns.bookstore import SALE, Kind, makeable, options_of
+from tests.campaigns.bookstore import SALE, makeable, options_of, typeable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -98,9 +98,6 @@ class Worker:
     def _name(self) -> str:
         return self._dice.choice(NAMES)
 
-    def _kind(self) -> Kind:
-        return self._dice.choice(makeable())
-
     def _sell(self) -> None:
         """The application itself; a swap disconnects it, a restore in place may keep it waiting."""
         with (
@@ -143,7 +140,7 @@ class LibraryWorker(Worker):
     def _create(self, manager: SnapshotManager) -> None:
         own = f"label{self._dice.randint(1, 3)}" if self._dice.random() < 0.2 else None
         manager.create_snapshot(
-            self._name(), version=own, overwrite=own is not None, **options_of(self._kind())
+            self._name(), version=own, overwrite=own is not None, **options_of(self._dice.choice(makeable()))
         )
 
     def _restore(self, manager: SnapshotManager) -> None:
@@ -185,6 +182,10 @@ class LibraryWorker(Worker):
 class CommandWorker(Worker):
     """Through `python -m keikaku_snapshots`."""
 
+    @property
+    def _place(self) -> list[str]:
+        return ["--snapshot-dir", self._directory]
+
     def _do(self, operation: str) -> tuple[str, str] | None:
         words = self._words(operation)
         environment = {"KEIKAKU_DB_URL": self._dice.choice(self._urls), "KEIKAKU_MINIMUM_FREE_MB": "1"}
@@ -192,8 +193,7 @@ class CommandWorker(Worker):
             environment[name] = os.environ.get(name, "")
         try:
             ran = subprocess.run(
-                [sys.executable, "-m", "keikaku_snapshots", *words, "--json"]
-                + ["--snapshot-dir", self._directory],
+                [sys.executable, "-m", "keikaku_snapshots", *words, "--json", *self._place],
                 env=environment,
                 capture_output=True,
                 text=True,
@@ -218,7 +218,7 @@ class CommandWorker(Worker):
     def _words(self, operation: str) -> list[str]:
         name = self._name()
         if operation == "create":
-            options = options_of(self._kind())
+            options = options_of(self._dice.choice(typeable()))
             words = ["create", name, "--format", options["format"], "--lock-wait", "0.2"]
             words += ["--compression", options["compression"]] if "compression" in options else []
             return words + (["--scope", "test-data"] if "scope" in options else [])

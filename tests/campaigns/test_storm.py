@@ -1,4 +1,4 @@
-"""Eight processes create, restore, prune, delete, rename and read at once, and nothing that is listed is hurt."""
+"""Eight processes create, restore, prune, delete, rename and read at once, and nothing listed is hurt."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ import pytest
 from keikaku_snapshots import SnapshotManager
 from keikaku_snapshots.postgres import databases
 from keikaku_snapshots.snapshots.store import SnapshotStore
-from tests import servers
 from tests.campaigns import bookstore
 from tests.campaigns.storm_worker import NAMES
 
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from keikaku_snapshots.snapshots.manifest import Snapshot
     from tests.campaigns.conftest import Campaign
     from tests.conftest import MakeDatabase
+    from tests.servers import Server
 
 ROOT = Path(__file__).parents[2]
 PROCESSES = 8
@@ -43,10 +43,10 @@ def _storm(urls: list[DatabaseURL], directory: Path, seed: str, seconds: float) 
         "seed": seed,
         "seconds": seconds,
     }
+    program = [sys.executable, "-m", "tests.campaigns.storm_worker"]
     workers = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.campaigns.storm_worker"]
-            + [json.dumps({**specification, "number": number})],
+            [*program, json.dumps({**specification, "number": number})],
             cwd=ROOT,
             env={"PYTHONPATH": str(ROOT), "PATH": os.defpath, "PYTHONDONTWRITEBYTECODE": "1"},
             stdout=subprocess.PIPE,
@@ -111,7 +111,7 @@ def _assert_restorable(url: DatabaseURL, directory: Path, listed: list[Snapshot]
         assert bookstore.balance(url) == bookstore.BOOKS, str(snapshot)
 
 
-def _assert_databases_clean(server: servers.Server, urls: list[DatabaseURL]) -> None:
+def _assert_databases_clean(server: Server, urls: list[DatabaseURL]) -> None:
     """No scratch or replaced database is left, and each shop is in one state."""
     with server.admin() as connection:
         deadline = time.monotonic() + 30
@@ -136,7 +136,7 @@ def _assert_databases_clean(server: servers.Server, urls: list[DatabaseURL]) -> 
 def test_a_storm_of_processes_hurts_nothing_that_is_listed(
     default_s: float,
     campaign: Campaign,
-    server: servers.Server,
+    server: Server,
     make_database: MakeDatabase,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
