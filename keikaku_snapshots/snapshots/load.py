@@ -8,6 +8,7 @@ table, constraint and key as fields instead of text to be picked apart.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import re
@@ -128,7 +129,9 @@ class Script:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(self.buffer, mmap.mmap):
-            self.buffer.close()
+            # An error on its way may still hold the piece that was being sent; it must not be hidden.
+            with contextlib.suppress(BufferError):
+                self.buffer.close()
 
     @property
     def parts(self) -> list[Part]:
