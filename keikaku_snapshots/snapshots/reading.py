@@ -14,6 +14,7 @@ from keikaku_snapshots.snapshots.hashing import FileHash, hash_descriptor
 from keikaku_snapshots.snapshots.lock import holders, wait_for_flock
 from keikaku_snapshots.snapshots.part_files import entries, hash_parts, open_data
 from keikaku_snapshots.snapshots.parts import digest_of, from_manifest
+from keikaku_snapshots.snapshots.sharing import also_hurt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,9 +32,10 @@ _TOLD = 10
 class OpenSnapshot:
     """A snapshot that nobody can delete or replace while it is open."""
 
-    def __init__(self, snapshot: Snapshot, descriptor: int) -> None:
+    def __init__(self, snapshot: Snapshot, descriptor: int, directory: SnapshotDirectory) -> None:
         #: The snapshot as it is on disk now.
         self.snapshot = snapshot
+        self._directory = directory
         self._descriptor = descriptor
         self._status = os.fstat(descriptor)
         self._parts = entries(descriptor) if self.is_directory else {}
@@ -94,13 +96,17 @@ class OpenSnapshot:
         found = hash_parts(self._descriptor, progress=progress, step="verify")
         if found == wanted:
             return digest_of(found)
+        damaged = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
         lines = [
             f"{self.path / name}: {_difference(found.get(name), wanted.get(name))}"
-            for name in sorted({*found, *wanted})
-            if found.get(name) != wanted.get(name)
+            for name in damaged[:_TOLD]
         ]
+        hurt = also_hurt(self._directory, self.snapshot, damaged)
         raise corrupt_error(self.snapshot)(
-            f"snapshot {self.snapshot} was changed after it was made", found="\n".join(lines[:_TOLD])
+            f"snapshot {self.snapshot} was changed after it was made",
+            found="\n".join([*lines, *_in_words(hurt)]),
+            damaged_parts=damaged,
+            also_hurt=hurt,
         )
 
     def check_unchanged(self) -> None:
@@ -131,7 +137,7 @@ def open_snapshot(
     except OSError as error:
         raise translate_os_error(error, doing=f"opening snapshot {snapshot}", path=snapshot.path) from error
     try:
-        yield OpenSnapshot(current, descriptor)
+        yield OpenSnapshot(current, descriptor, directory)
     finally:
         os.close(descriptor)
 
@@ -144,8 +150,11 @@ def _open_locked(
         if current is None:
             raise _gone(snapshot)
         if not current.is_valid and not (trust and current.manifest is None):
+            hurt = _hurt_by_size(directory, current)
             raise corrupt_error(current)(
-                f"snapshot {current} cannot be read", found=f"{current.path}: {current.problem}"
+                f"snapshot {current} cannot be read",
+                found="\n".join([f"{current.path}: {current.problem}", *_in_words(hurt)]),
+                also_hurt=hurt,
             )
         try:
             descriptor = open_data(current.path, directory=current.format == "directory")
@@ -180,6 +189,26 @@ def _difference(found: FileHash | None, wanted: FileHash | None) -> str:
     if found.size_bytes != wanted.size_bytes:
         return f"{found.size_bytes} bytes, the manifest says {wanted.size_bytes}."
     return f"SHA-256 {found.sha256}, the manifest says {wanted.sha256}."
+
+
+def _hurt_by_size(directory: SnapshotDirectory, snapshot: Snapshot) -> list[str]:
+    """Other snapshots that have the parts of a damaged one whose size is wrong, in words."""
+    if snapshot.manifest is None or snapshot.format != "directory":
+        return []
+    try:
+        present = entries(snapshot.path)
+    except OSError:
+        return []
+    wanted = from_manifest(snapshot.manifest.parts)
+    damaged = [
+        name for name in wanted if name in present and present[name].st_size != wanted[name].size_bytes
+    ]
+    return also_hurt(directory, snapshot, damaged)
+
+
+def _in_words(hurt: list[str]) -> list[str]:
+    """The line that names the other snapshots with a damaged part; none when there are none."""
+    return [f"The same damage is in: {', '.join(hurt)}."] if hurt else []
 
 
 def _written(parts: dict[str, os.stat_result]) -> dict[str, tuple[int, int, int]]:

@@ -13,6 +13,7 @@ from keikaku_snapshots.snapshots.files import temporary_path
 from keikaku_snapshots.snapshots.part_files import entries, open_directory, sync_parts
 from keikaku_snapshots.snapshots.parts import DIRECTORY_SUFFIX, from_manifest, problem_of
 from keikaku_snapshots.snapshots.publish import remove_data_quietly
+from keikaku_snapshots.snapshots.sharing import share_parts
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -44,25 +45,6 @@ class Stage:
     def is_directory(self) -> bool:
         """It is a directory, to be filled with parts."""
         return False
-
-    def _make(self) -> int:
-        return self._directory.files.create(self.path)
-
-    def _check_content(self, manifest: Manifest) -> None:
-        size_bytes = os.fstat(self.fileno()).st_size
-        if size_bytes != manifest.size_bytes:
-            raise CreateFailedError(
-                "the temporary file changed after it was checked",
-                found=f"{self.path}: {size_bytes} bytes, expected {manifest.size_bytes}.",
-            )
-
-    def sync(self) -> None:
-        """Bring what was written to the disk.
-
-        Raises:
-            OSError: It could not be.
-        """
-        self._directory.files.fsync(self.fileno(), self.path)
 
     def fileno(self) -> int:
         """Return the descriptor: to hash from, and to pass to the writing program.
@@ -96,6 +78,16 @@ class Stage:
             raise UsageError(f"the stage is not for the format {manifest.format!r}")
         self._check_content(manifest)
 
+    def complete(self, manifest: Manifest) -> None:
+        """Bring what was written to the disk; of a directory, link first what earlier snapshots have.
+
+        Raises:
+            CreateFailedError: It changed after it was looked at.
+            OSError: A file operation failed.
+        """
+        self.check(manifest)
+        self._directory.files.fsync(self.fileno(), self.path)
+
     def unlock(self) -> None:
         """Let others lock the file; done just before it becomes a snapshot."""
         with contextlib.suppress(OSError):
@@ -124,6 +116,17 @@ class Stage:
     ) -> None:
         self.close()
 
+    def _make(self) -> int:
+        return self._directory.files.create(self.path)
+
+    def _check_content(self, manifest: Manifest) -> None:
+        size_bytes = os.fstat(self.fileno()).st_size
+        if size_bytes != manifest.size_bytes:
+            raise CreateFailedError(
+                "the temporary file changed after it was checked",
+                found=f"{self.path}: {size_bytes} bytes, expected {manifest.size_bytes}.",
+            )
+
 
 class DirectoryStage(Stage):
     """A new directory that is being filled with parts: temporary name, mode 0700, locked."""
@@ -135,6 +138,18 @@ class DirectoryStage(Stage):
         """It is a directory, to be filled with parts."""
         return True
 
+    def complete(self, manifest: Manifest) -> None:
+        """Link what earlier snapshots have, then bring every part and the directory to the disk.
+
+        Raises:
+            CreateFailedError: It changed after it was looked at.
+            OSError: A file operation failed.
+        """
+        self.check(manifest)
+        share_parts(self._directory, self.path, self.fileno(), from_manifest(manifest.parts))
+        self.check(manifest)
+        sync_parts(self._directory.files, self.fileno(), self.path)
+
     def _make(self) -> int:
         self._directory.files.mkdir(self.path)
         return open_directory(self.path)
@@ -145,14 +160,6 @@ class DirectoryStage(Stage):
             raise CreateFailedError(
                 "the temporary directory changed after it was checked", found=f"{self.path}: {problem}"
             )
-
-    def sync(self) -> None:
-        """Bring every part and the directory to the disk, and make the parts read-only.
-
-        Raises:
-            OSError: It could not be done.
-        """
-        sync_parts(self._directory.files, self.fileno(), self.path)
 
 
 def make_stage(directory: SnapshotDirectory, name: str, suffix: str) -> Stage:

@@ -262,8 +262,7 @@ class SnapshotStore:
             CreateFailedError: A file operation failed; nothing has appeared.
         """
         with self._translated(f"publishing snapshot {manifest.name!r}"):
-            stage.check(manifest)
-            stage.sync()
+            stage.complete(manifest)
             with self._directory_lock(f"publish {manifest.name} {manifest.version}"):
                 self._latest.check(manifest.name, manifest.suffix)
                 others = self._disk.snapshots(manifest.name)
