@@ -129,6 +129,12 @@ class Settings:
     allowed_databases: tuple[str, ...] = ()
     #: What a restore does when the schema is not the snapshot's.
     on_schema_mismatch: Literal["warn", "error", "ignore"] = "warn"
+    #: Commands that every restore runs on the new database before it takes the old one's place, such as
+    #: `alembic upgrade head`; each is split as a shell would, and run without a shell. A restore with
+    #: hooks is always a swap.
+    after_restore: tuple[str, ...] = ()
+    #: How long each of these commands may take, in seconds; null is no limit.
+    hook_timeout_s: Annotated[float, Gt(0)] | None = 3600.0
     #: What happens when a line of the audit log cannot be written.
     audit: Literal["warn", "error"] = "warn"
     #: What `NAME_latest` is: a symbolic link to the newest version, a hard link, or a copy.

@@ -37,6 +37,7 @@
     ├── StaleError                                                         23
     ├── PruneIncompleteError                                               24
     ├── RestoreFailedError                                                 25
+    │   └── HookFailedError                                                25
     ├── DataError                                                          26
     │   ├── ForeignKeyError                                                26
     │   ├── UniqueError                                                    26
@@ -396,6 +397,19 @@ class RestoreFailedError(KeikakuError):
     term = "復元に失敗"
     default_hint = "The database is unchanged. Read the server's message above."
     hint_ja = "データベースは変更されていません。上記のサーバーのメッセージを確認してください。"
+
+
+class HookFailedError(RestoreFailedError):
+    """An after-restore hook failed, so its new database was dropped; the live one is as it was before."""
+
+    default_hint = (
+        "Read above what the hook said, and correct it or the snapshot; "
+        "--no-after-restore restores without hooks."
+    )
+    hint_ja = (
+        "上記のフックの出力を確認し、フックまたはスナップショットを修正してください。"
+        "フックなしで復元するには --no-after-restore を指定してください。"
+    )
 
 
 class DataError(KeikakuError):

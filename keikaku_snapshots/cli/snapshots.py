@@ -16,6 +16,7 @@ from keikaku_snapshots.cli.session import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from keikaku_snapshots.snapshots.manager import SnapshotManager
@@ -117,6 +118,10 @@ def create(
             "Check the snapshot and say what would be replaced.",
         ),
         ("keikaku restore medium_100_offices --disconnect", "End other sessions to use the fast way."),
+        (
+            "keikaku restore nightly --after-restore 'alembic upgrade head'",
+            "Migrate the restored database before it goes live.",
+        ),
     ],
 )
 @_name
@@ -162,6 +167,19 @@ def create(
     metavar="SECONDS",
     help="Wait so long for each table that another session holds.  [default: 3]",
 )
+@click.option(
+    "--after-restore",
+    multiple=True,
+    metavar="CMD",
+    help="Run CMD on the new database before it goes live; may be repeated.  [default: as configured]",
+)
+@click.option("--no-after-restore", is_flag=True, help="Do not run the configured commands.")
+@click.option(
+    "--hook-timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="For each --after-restore.  [default: 3600]",
+)
 @_allow_protected
 @_lock_wait
 @click.option("--dry-run", is_flag=True, help="Check and tell, change nothing.")
@@ -179,6 +197,9 @@ def restore(
     lock_timeout: float | None,
     keep_old_minutes: float | None,
     on_schema_mismatch: str | None,
+    after_restore: tuple[str, ...],
+    no_after_restore: bool,
+    hook_timeout: float | None,
     **options: Any,
 ) -> None:
     """Bring a database back to a snapshot, exactly.
@@ -187,6 +208,9 @@ def restore(
     shows what will be replaced and asks; without one it runs, so that cron
     works.
     """
+    if after_restore and no_after_restore:
+        raise click.UsageError("give one of --after-restore and --no-after-restore")
+    hooks = () if no_after_restore else after_restore or session.settings.after_restore
     with session.manager(
         allow_protected=allow_protected,
         lock_wait_s=lock_wait,
@@ -195,17 +219,20 @@ def restore(
     ) as manager:
         _check_target(session, allow_protected=allow_protected)
         snapshot = _find(manager, name, version, trust=options["trust"])
+        _check_hooks(session, hooks, options["strategy"], snapshot)
         if dry_run:
-            _tell_restore(session, manager, snapshot)
+            _tell_restore(session, manager, snapshot, hooks)
             return
         if session.output.on_terminal and not yes:
-            _ask_restore(session, snapshot)
+            _ask_restore(session, snapshot, hooks)
         with session.output.progress() as show:
             restored = manager.restore_snapshot(
                 name,
                 # What was shown is what is restored, even if a newer one appears meanwhile.
                 snapshot.version,
                 on_schema_mismatch=on_schema_mismatch or session.settings.on_schema_mismatch,
+                after_restore=hooks,
+                hook_timeout_s=hook_timeout or session.settings.hook_timeout_s,
                 progress=show,
                 **options,
             )
@@ -213,6 +240,8 @@ def restore(
         session.output.warn(warning)
     if session.output.as_json:
         session.output.document(restored)
+    for hook in restored.hooks:
+        session.output.say(f"ran {hook.hook} on it before it went live ({duration(hook.seconds)})")
     session.output.say(
         f"restored {restored.snapshot.name} {restored.snapshot.version} into {session.url.location} "
         f"in {duration(restored.seconds)} ({restored.strategy}: {restored.reason})"
@@ -307,6 +336,15 @@ def _check_target(session: Session, *, allow_protected: bool) -> None:
     )
 
 
+def _check_hooks(session: Session, hooks: Sequence[str], strategy: str, snapshot: Snapshot) -> None:
+    """Refuse hooks that the restore would refuse, before a question is asked."""
+    if hooks:
+        from keikaku_snapshots.snapshots.hooks import check_hooks_possible, read_hooks
+
+        read = read_hooks(hooks, session.url)
+        check_hooks_possible(read, strategy=strategy, format_name=snapshot.format)
+
+
 def _find(manager: SnapshotManager, name: str, version: str | None, *, trust: bool) -> Snapshot:
     from keikaku_snapshots.errors import SnapshotNotFoundError
 
@@ -343,14 +381,18 @@ def _replaced_in_words(counts: dict[str, int] | None) -> str:
     return f"{counted(sum(counts.values()), 'row')} in {counted(len(counts), 'table')}"
 
 
-def _ask_restore(session: Session, snapshot: Snapshot) -> None:
+def _ask_restore(session: Session, snapshot: Snapshot, hooks: Sequence[str]) -> None:
     session.output.raw(f"  snapshot  {snapshot.name} {snapshot.version} ({size(snapshot.size_bytes)})")
     session.output.raw(f"  database  {session.url.location}")
     session.output.raw(f"  replaces  {_replaced_in_words(_replaced(session, snapshot))}")
+    for hook in hooks:
+        session.output.raw(f"  runs      {hook}")
     session.output.confirm("Restore?")
 
 
-def _tell_restore(session: Session, manager: SnapshotManager, snapshot: Snapshot) -> None:
+def _tell_restore(
+    session: Session, manager: SnapshotManager, snapshot: Snapshot, hooks: Sequence[str]
+) -> None:
     """Do everything of a restore that changes nothing, and tell."""
     manager.verify_snapshot(snapshot.name, snapshot.version)
     counts = _replaced(session, snapshot)
@@ -361,6 +403,7 @@ def _tell_restore(session: Session, manager: SnapshotManager, snapshot: Snapshot
                 "snapshot": snapshot,
                 "database": session.url.location,
                 "row_counts_now": counts,
+                "after_restore": [session.output.redact(hook) for hook in hooks],
             }
         )
     session.output.say(f"{snapshot.name} {snapshot.version} is whole")
@@ -368,3 +411,5 @@ def _tell_restore(session: Session, manager: SnapshotManager, snapshot: Snapshot
         f"dry run; restoring it into {session.url.location} would replace {_replaced_in_words(counts)} "
         f"by {_replaced_in_words(snapshot.row_counts)}"
     )
+    for hook in hooks:
+        session.output.say(f"and run on it before it goes live: {hook}")

@@ -32,6 +32,7 @@ from keikaku_snapshots.postgres.obstacles import obstacles_to_create, obstacles_
 from keikaku_snapshots.postgres.sessions import (
     Session,
     lock_holders,
+    sessions_ever,
     sessions_in,
     terminate,
     terminate_once,
@@ -73,6 +74,7 @@ __all__ = [
     "obstacles_to_swap",
     "obstacles_to_writing",
     "our_databases",
+    "sessions_ever",
     "sessions_in",
     "sibling_name",
     "swap_by_rename",

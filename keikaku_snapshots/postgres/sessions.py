@@ -83,6 +83,22 @@ def sessions_in(connection: Connection, database: str, *, clients_only: bool = T
     return [session for session in found if session.is_client or not clients_only]
 
 
+def sessions_ever(connection: Connection, database: str) -> int:
+    """Count the sessions that a database has had so far, by the server's statistics.
+
+    Args:
+        connection: Any database of the server, in autocommit.
+        database: The database.
+
+    Returns:
+        Their number; a session counts once it rests or has ended.
+    """
+    row = connection.execute(
+        "SELECT sessions FROM pg_catalog.pg_stat_database WHERE datname = %s", (database,)
+    ).fetchone()
+    return int(row[0]) if row else 0
+
+
 def lock_holders(connection: Connection, tables: Iterable[TableName] | None = None) -> list[Session]:
     """List the other sessions that hold or await locks on tables of the connected database.
 

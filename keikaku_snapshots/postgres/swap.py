@@ -132,14 +132,19 @@ class _Swap:
     def _attempt(
         self, session_a: Connection, session_b: Connection, wait_s: float
     ) -> tuple[psycopg.Error | None, int]:
-        if not self.disconnect:
-            return self._rename(session_a, wait_s), 0
-        # Most are gone before the rename looks; it looks again only every 100 ms.
-        counts = [terminate_once(session_b, [self.target])]
-        if counts[0]:
-            terminate(session_b, self.target, wait_s=0.05)
+        # Nobody has a right to be in the replacement: not even what an after-restore hook left running.
+        names = [self.replacement]
+        counts = [0]
+        if self.disconnect:
+            # Most are gone before the rename looks; it looks again only every 100 ms.
+            names.append(self.target)
+            counts[0] = terminate_once(session_b, [self.target])
+            if counts[0]:
+                terminate(session_b, self.target, wait_s=0.05)
         stop = threading.Event()
-        sweeper = threading.Thread(target=self._keep_ending, args=(session_b, stop, counts), daemon=True)
+        sweeper = threading.Thread(
+            target=self._keep_ending, args=(session_b, names, stop, counts), daemon=True
+        )
         sweeper.start()
         try:
             error = self._rename(session_a, wait_s)
@@ -148,10 +153,12 @@ class _Swap:
             sweeper.join()
         return error, sum(counts)
 
-    def _keep_ending(self, session_b: Connection, stop: threading.Event, counts: list[int]) -> None:
+    def _keep_ending(
+        self, session_b: Connection, names: list[str], stop: threading.Event, counts: list[int]
+    ) -> None:
         while not stop.is_set():
             try:
-                counts.append(terminate_once(session_b, [self.target, self.replacement]))
+                counts.append(terminate_once(session_b, names))
             except psycopg.Error:
                 return  # the rename will say who is in the way
             stop.wait(POLL_S)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from keikaku_snapshots.progress import ProgressCallback
     from keikaku_snapshots.snapshots.aio import AsyncSnapshotManager
     from keikaku_snapshots.snapshots.comparison import Comparison
+    from keikaku_snapshots.snapshots.hooks import Hook
     from keikaku_snapshots.snapshots.latest import LatestMode
     from keikaku_snapshots.snapshots.manifest import Manifest, Snapshot
     from keikaku_snapshots.snapshots.restore import Restored
@@ -263,11 +264,12 @@ class SnapshotManager:
         clean_existing: bool = True,
         from_other_database: bool = False,
         trust: bool = False,
-        after_restore: Sequence[Any] = (),
+        after_restore: Sequence[Hook] = (),
         progress: ProgressCallback | None = None,
         *,
         disconnect: bool = False,
         marker: str | None = None,
+        hook_timeout_s: float | None = 3600.0,
     ) -> Restored:
         """Bring the database back to a snapshot, exactly; on any error it is as it was.
 
@@ -282,11 +284,15 @@ class SnapshotManager:
             clean_existing: Of a test-data snapshot: delete the test rows of its tables first.
             from_other_database: Replace another application's tables.
             trust: Restore a file that has no manifest.
-            after_restore: Not available yet.
+            after_restore: Hooks, in order: commands (a text that is split as a shell would, without
+                a shell, or a sequence of arguments) and callables that take the `DatabaseURL`. They
+                run on the new database before it takes the old one's place; the first that fails
+                ends the restore, and the old database stays. Needs a swap.
             progress: Called with `Progress` values, in bytes of the snapshot.
             disconnect: Let ``auto`` end other sessions and use the fast way.
             marker: Of a test-data snapshot: the column that marks test rows; what its manifest says,
                 or ``is_test_data``, if None.
+            hook_timeout_s: Seconds that each hook may take; None: no limit.
 
         Returns:
             Which way was used and why, the time it took, and warnings.
@@ -303,13 +309,19 @@ class SnapshotManager:
             DatabaseInUseError: Another session holds a table; the text says which.
             UnsafeRestoreError: This way would not be exact; nothing was changed.
             RestoreFailedError: The server refused something; nothing was changed.
+            HookFailedError: A hook failed or took too long; nothing was changed.
+            UsageError: A hook cannot be understood, names this database, or cannot run in place.
         """
         from keikaku_snapshots.snapshots.guards import check_protected
+        from keikaku_snapshots.snapshots.hooks import check_hook_timeout, check_hooks_possible, read_hooks
         from keikaku_snapshots.snapshots.restore import Restore, RestoreOptions, as_restore_error
 
         del use_latest
-        check_restore(strategy, on_schema_mismatch, after_restore)
+        check_restore(strategy, on_schema_mismatch)
+        check_hook_timeout(hook_timeout_s)
         url = self.url
+        hooks = read_hooks(after_restore, url)
+        check_hooks_possible(hooks, strategy=strategy)
         check_name(name)
         if version is not None:
             check_version(version)
@@ -325,6 +337,8 @@ class SnapshotManager:
             maintenance=self._maintenance,
             pg_bin=self._pg_bin,
             minimum_free_mb=self._minimum_free_mb,
+            hooks=hooks,
+            hook_timeout_s=hook_timeout_s,
         )
         with self._audit.recording("restore", name, version=version) as record:
             check_protected(
@@ -337,6 +351,7 @@ class SnapshotManager:
             record.note(version=snapshot.version)
             check_clean_existing(snapshot.format, clean_existing=clean_existing)
             check_marker(marker, None, snapshot.format)
+            check_hooks_possible(hooks, format_name=snapshot.format)
             try:
                 with self._store.reading(snapshot, wait_s=self._lock_wait_s, trust=trust) as opened:
                     if opened.snapshot.format == "json":
@@ -358,6 +373,8 @@ class SnapshotManager:
                     raise
                 raise better from error
             record.note(strategy=restored.strategy)
+            if restored.hooks:
+                record.note(hooks=[hook.hook for hook in restored.hooks])
         return restored
 
     def _find(self, name: str, version: str | None, *, trust: bool) -> Snapshot:

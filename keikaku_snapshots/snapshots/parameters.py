@@ -8,7 +8,7 @@ from keikaku_snapshots.errors import ParameterTypeError, UsageError
 from keikaku_snapshots.snapshots.compression import CUSTOM_LEVELS, LEVELS, check_level, require
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
 #: Formats that can be made now.
 FORMATS = ("plain", "custom", "json")
@@ -130,13 +130,12 @@ def check_clean_existing(format_name: str, *, clean_existing: bool) -> None:
         )
 
 
-def check_restore(strategy: str, on_schema_mismatch: str, after_restore: Sequence[Any]) -> None:
+def check_restore(strategy: str, on_schema_mismatch: str) -> None:
     """Check the options of ``restore_snapshot``.
 
     Args:
         strategy: One of `STRATEGIES`.
         on_schema_mismatch: ``warn``, ``error`` or ``ignore``.
-        after_restore: Empty; nothing else is available.
 
     Raises:
         UsageError: One of them is not available.
@@ -149,10 +148,6 @@ def check_restore(strategy: str, on_schema_mismatch: str, after_restore: Sequenc
         raise UsageError(
             f"on_schema_mismatch {on_schema_mismatch!r} is not known",
             found=f"known: {', '.join(_ON_MISMATCH)}",
-        )
-    if after_restore:
-        raise UsageError(
-            "after_restore is not available", hint="Run it yourself when restore_snapshot has returned."
         )
 
 

@@ -29,6 +29,7 @@ from keikaku_snapshots.progress import Progress, ProgressCallback
 from keikaku_snapshots.snapshots import guards
 from keikaku_snapshots.snapshots.compression import require
 from keikaku_snapshots.snapshots.disk import ReserveWatcher
+from keikaku_snapshots.snapshots.hooks import HOOK_TIMEOUT_S, Command, Function, HookRun, HookRunner
 from keikaku_snapshots.snapshots.in_place import LOCK_TIMEOUT_S, in_use, restore_in_place
 from keikaku_snapshots.snapshots.load import RoleRights, Script, role_rights
 from keikaku_snapshots.snapshots.swap import refuse_obstacles, restore_by_swap
@@ -64,6 +65,8 @@ class Restored:
     seconds: float
     #: What is not exactly as in the snapshot, or worth knowing.
     warnings: tuple[str, ...] = ()
+    #: After-restore hooks that ran, in order.
+    hooks: tuple[HookRun, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,10 @@ class RestoreOptions:
     pg_bin: str | Path | None = None
     #: Megabytes that must stay free where an archive is unpacked.
     minimum_free_mb: int = 1000
+    #: What runs on the new database before it takes the old one's place.
+    hooks: tuple[Command | Function, ...] = ()
+    #: Seconds for each of them; None: no limit.
+    hook_timeout_s: float | None = HOOK_TIMEOUT_S
 
 
 class Restore:
@@ -121,6 +128,7 @@ class Restore:
         self._progress = progress
         self._begun = time.monotonic()
         self._warnings: list[str] = []
+        self._hooks = HookRunner(options.hooks, options.hook_timeout_s, progress)
 
     @property
     def _snapshot(self) -> Snapshot:
@@ -152,7 +160,8 @@ class Restore:
         self._tell("restore", self._snapshot.size_bytes, finished=True)
         seconds = time.monotonic() - self._begun
         log.info("restored %s into %s by %s in %.2f s", self._snapshot, self._url.database, strategy, seconds)
-        return Restored(self._snapshot, strategy, reason, seconds, tuple(self._warnings))
+        warnings, hooks = tuple(self._warnings), tuple(self._hooks.done)
+        return Restored(self._snapshot, strategy, reason, seconds, warnings, hooks)
 
     # -- before anything is touched ------------------------------------------------
 
@@ -169,6 +178,8 @@ class Restore:
                 rights = self._look(connection)
                 return rights, *self._choose(connection, lock.connection)
         except DatabaseInUseError as error:
+            if self._options.hooks and "sessions" in error.details:
+                raise  # says it all already
             raise in_use(self._url) from error
 
     def _look(self, connection: Connection) -> RoleRights:
@@ -223,6 +234,7 @@ class Restore:
         me = connection.info.backend_pid
         others = [one for one in databases.sessions_in(admin, self._url.database) if one.pid != me]
         if others and not self._options.disconnect:
+            self._refuse_in_place_with_hooks([one.text for one in others], sessions=others)
             self._refuse_extensions(lacking[False])
             return "in_place", (
                 f"{len(others)} other {'session is' if len(others) == 1 else 'sessions are'} connected"
@@ -235,9 +247,30 @@ class Restore:
         except UnsafeRestoreError as error:
             reasons += [line for line in error.found.splitlines() if not line.startswith("Database: ")]
         if reasons:
+            self._refuse_in_place_with_hooks(reasons)
             self._refuse_extensions(lacking[False])
             return "in_place", f"a swap is not possible: {'; '.join(reasons)}"
         return "swap", "sessions are disconnected as asked" if others else "nobody else is connected"
+
+    def _refuse_in_place_with_hooks(self, reasons: Sequence[str], **fields: object) -> None:
+        """Hooks need the database beside: never silently without them."""
+        if not self._options.hooks:
+            return
+        found = "\n".join([*reasons, f"Database: {self._url.location}"])
+        if fields:
+            raise DatabaseInUseError(
+                f"other sessions are in {self._url.database!r}, and after-restore hooks need a swap, which"
+                " would disconnect them",
+                found=found,
+                hint="End these sessions, or allow it with --disconnect (disconnect=True); "
+                "--no-after-restore restores in place, without hooks.",
+                **fields,
+            )
+        raise UnsafeRestoreError(
+            f"after-restore hooks need a swap, which is not possible for {self._url.database!r}",
+            found=found,
+            hint="Remove the causes named above; --no-after-restore restores in place, without hooks.",
+        )
 
     def _refuse_extensions(self, reasons: Sequence[str]) -> None:
         if reasons:
@@ -269,7 +302,7 @@ class Restore:
         try:
             self._swap(rights, lock, disconnect=disconnect)
         except DatabaseInUseError:
-            if disconnect:
+            if disconnect or self._options.hooks:
                 raise
             self._in_place(rights)
             return "in_place", "a session connected while the new database was being built"
@@ -292,6 +325,7 @@ class Restore:
                         disconnect=disconnect,
                         keep_old_minutes=self._options.keep_old_minutes,
                         progress=self._told(script),
+                        hooks=self._hooks,
                     )
             except SnapshotCorruptError:
                 checked.result()  # what the checksum says comes first

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from keikaku_snapshots.errors import KeikakuError, UnsafeRestoreError
+from keikaku_snapshots.errors import KeikakuError, RestoreFailedError, UnsafeRestoreError
 from keikaku_snapshots.postgres import databases
 from keikaku_snapshots.postgres.connect import connect
 from keikaku_snapshots.snapshots.analyze import AnalyzeBeside, analyze
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from keikaku_snapshots.postgres.connect import Connection
     from keikaku_snapshots.postgres.url import DatabaseURL
+    from keikaku_snapshots.snapshots.hooks import HookRunner
     from keikaku_snapshots.snapshots.manifest import Manifest
 
 log = logging.getLogger("keikaku_snapshots.restore")
@@ -55,6 +56,7 @@ def restore_by_swap(
     disconnect: bool = True,
     keep_old_minutes: float = 0,
     progress: Callable[[int], None] | None = None,
+    hooks: HookRunner | None = None,
 ) -> SwapResult:
     """Build a database from the snapshot beside the live one and rename it into its place.
 
@@ -70,6 +72,7 @@ def restore_by_swap(
         disconnect: End the sessions inside the live database.
         keep_old_minutes: How long the replaced database stays.
         progress: Told the position in the file, bytes.
+        hooks: Run on the new database once it is loaded and counted.
 
     Returns:
         What became of the old database, and warnings.
@@ -79,6 +82,7 @@ def restore_by_swap(
         RestoreFailedError: The server refused something; likewise.
         UnsafeRestoreError: A swap would lose something; likewise.
         DatabaseInUseError: Sessions are inside and may not be ended; likewise.
+        HookFailedError: A hook failed; likewise.
     """
     admin = lock.connection
     databases.sweep(admin, target=url.database, lock_is_ours=True)
@@ -86,10 +90,14 @@ def restore_by_swap(
     databases.create_scratch(admin, scratch, like=url.database, backend_pid=lock.backend_pid)
     try:
         warnings = _fill(url, scratch, script, manifest, rights, verified, progress)
+        if hooks is not None and hooks.hooks:
+            _run_hooks(admin, url, scratch, hooks)
+            warnings += tuple(hooks.warnings)
         lock.check()
         # Looked at again: a slot or a prepared transaction may have come while we loaded.
         refuse_obstacles(admin, url, disconnect=disconnect)
-        databases.copy_settings(admin, url.database, scratch)
+        if hooks is None or not hooks.hooks:
+            databases.copy_settings(admin, url.database, scratch)
         old_name = databases.sibling_name("old", url.database)
         keep_until = None
         if keep_old_minutes > 0:
@@ -179,6 +187,32 @@ def _fill(
         connection.close()
     verified()
     return tuple(loader.warnings)
+
+
+def _run_hooks(admin: Connection, url: DatabaseURL, scratch: str, hooks: HookRunner) -> None:
+    """Let hooks change the new database, and leave nobody inside."""
+    # Before the hooks: they need the search path and the grants that the live database gives them,
+    # and what they set themselves stays.
+    databases.copy_settings(admin, url.database, scratch)
+    databases.terminate(admin, scratch)
+    hooks.run(url, url.with_database(scratch), admin)
+    databases.terminate(admin, scratch)
+    left = admin.execute(
+        "SELECT gid FROM pg_catalog.pg_prepared_xacts WHERE database = %s ORDER BY 1", (scratch,)
+    ).fetchall()
+    if left:
+        raise RestoreFailedError(
+            f"an after-restore hook left a prepared transaction in the new database of {url.database}",
+            found=", ".join(repr(gid) for (gid,) in left),
+            hint="Have the hook end it: COMMIT PREPARED or ROLLBACK PREPARED.",
+        )
+    try:
+        with connect(url, database=scratch, autocommit=True, statement_timeout_s=0) as connection:
+            connection.execute("SET client_min_messages = error")
+            analyze(connection)
+    except psycopg.Error as error:
+        what = f"the new database of {url.database} cannot be analysed after the hooks"
+        raise restore_failed(error, url, what) from error
 
 
 def _quick(connection: Connection) -> None:

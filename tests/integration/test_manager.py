@@ -167,7 +167,6 @@ def test_what_is_not_available_is_refused_before_anything_is_done(
         {"strategy": "template"},
         {"strategy": "fast"},
         {"on_schema_mismatch": "maybe"},
-        {"after_restore": ["SELECT 1"]},
         {"clean_existing": False},
         {"marker": "is_test_data"},
     ],
