@@ -43,7 +43,14 @@ _FIXED_SETTINGS = {
     "TimeZone": "UTC",
     "DateStyle": "ISO, MDY",
     "IntervalStyle": "postgres",
+    # Rows may take their time to be made; until the first one the session waits inside its transaction.
+    "idle_in_transaction_session_timeout": "0",
 }
+#: A limit for the whole is the caller's to set, where the transaction is the caller's (PostgreSQL 17).
+_OWN_TRANSACTION = (
+    "SELECT pg_catalog.set_config(name, '0', true) FROM pg_catalog.pg_settings "
+    "WHERE name = 'transaction_timeout'"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +171,8 @@ def _in_transaction(unit: Unit[ResultT], settings: dict[str, str], state: _State
     state.owned = yield Begin()
     try:
         before = yield from _apply(settings)
+        if state.owned:
+            yield Execute(_OWN_TRANSACTION)
         result = yield from unit(Attempt(state.owned, state.fresh))
         if state.owned:
             # Deferred constraints speak here and not at COMMIT, where nobody knows any more what was copied.

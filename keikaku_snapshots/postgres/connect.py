@@ -47,6 +47,13 @@ KEEPALIVES: dict[str, int] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 60_000,
 }
+#: Limits of a role or database that would end our own session while it waits for rows, a program or a
+#: person; what we do has limits of its own. The number is the first server version that knows the name.
+_SESSION_LIMITS = {
+    "idle_in_transaction_session_timeout": 0,
+    "idle_session_timeout": 140_000,
+    "transaction_timeout": 170_000,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +157,7 @@ def connect(
     """Open a connection that depends on nothing but its arguments.
 
     Inherited ``PG*`` variables have no effect; text is UTF-8; a peer that has
-    gone is noticed.
+    gone is noticed; the server does not end the session for being idle.
 
     Args:
         url: Where to.
@@ -188,9 +195,10 @@ def connect(
 
     def attempt() -> Connection:
         connection = _open(arguments, prepare_threshold)
+        version = connection.info.server_version
+        unlimited = {name: "0" for name, since in _SESSION_LIMITS.items() if version >= since}
         try:
-            if settings:
-                _apply(connection, settings)
+            _apply(connection, unlimited | settings)
             connection.autocommit = autocommit
         except BaseException:
             connection.close()

@@ -192,8 +192,6 @@ def target_lock(
     )
     try:
         with translated(url, "taking the database's lock"):
-            # A pooler or an administrator may have set a limit for idle sessions; the lock would go with it.
-            connection.execute("SET idle_session_timeout = 0")
             _acquire(connection, url, wait_s)
         yield TargetLock(connection, url.database, lock_key(url.database), connection.info.backend_pid)
     finally:
