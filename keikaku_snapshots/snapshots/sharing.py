@@ -53,6 +53,9 @@ def share_parts(directory: SnapshotDirectory, path: Path, descriptor: int, parts
 
     Returns:
         Bytes that are shared now.
+
+    Raises:
+        OSError: A link was made and could not take its part's place.
     """
     shared = 0
     earlier = _files_by_content(directory, set(parts.values()))
@@ -135,10 +138,10 @@ def _link(
             # Deleted and made anew since it was opened: then this is not what was compared.
             if identity(link) != inode:
                 return False
-            directory.files.replace(link, path / name)
         except (OSError, KeikakuError) as error:
             _logger.debug("%s is stored as a file of its own, not shared with %s: %s", name, old, error)
             return False
+        directory.files.replace(link, path / name)
     return True
 
 
