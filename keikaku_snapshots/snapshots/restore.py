@@ -29,7 +29,8 @@ from keikaku_snapshots.progress import Progress, ProgressCallback
 from keikaku_snapshots.snapshots import guards
 from keikaku_snapshots.snapshots.compression import require
 from keikaku_snapshots.snapshots.disk import ReserveWatcher
-from keikaku_snapshots.snapshots.hooks import HOOK_TIMEOUT_S, Command, Function, HookRun, HookRunner
+from keikaku_snapshots.snapshots.hook_run import HookRun, HookRunner
+from keikaku_snapshots.snapshots.hooks import HOOK_TIMEOUT_S, Command, Function
 from keikaku_snapshots.snapshots.in_place import LOCK_TIMEOUT_S, in_use, restore_in_place
 from keikaku_snapshots.snapshots.load import RoleRights, Script, role_rights
 from keikaku_snapshots.snapshots.swap import refuse_obstacles, restore_by_swap

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from keikaku_snapshots.postgres.connect import Connection
     from keikaku_snapshots.postgres.url import DatabaseURL
-    from keikaku_snapshots.snapshots.hooks import HookRunner
+    from keikaku_snapshots.snapshots.hook_run import HookRunner
     from keikaku_snapshots.snapshots.manifest import Manifest
 
 log = logging.getLogger("keikaku_snapshots.restore")
