@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from keikaku_snapshots.postgres.url import DatabaseURL
 
 #: What to do when a chunk from the client arrives: pass it on; cut before the server gets
-#: it; or hand it to the server, wait for the answer, and cut before the client gets that.
-Verdict: TypeAlias = Literal["pass", "cut", "deliver-then-cut"]
+#: it; or hand it to the server, wait for the answer, and cut before the client gets that;
+#: or not wait for it.
+Verdict: TypeAlias = Literal["pass", "cut", "deliver-then-cut", "deliver-and-cut"]
 #: Gets the chunk and all bytes that the client sent before it on this connection.
 Rule: TypeAlias = Callable[[bytes, int], Verdict]
 

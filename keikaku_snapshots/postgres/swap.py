@@ -10,7 +10,7 @@ import contextlib
 import logging
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -21,6 +21,7 @@ from keikaku_snapshots.postgres.connect import report_of, translate
 from keikaku_snapshots.postgres.creation import comment_statement
 from keikaku_snapshots.postgres.identity import Identity
 from keikaku_snapshots.postgres.locks import MAINTENANCE_DATABASE, connect_maintenance
+from keikaku_snapshots.postgres.outcome import transaction_outcome
 from keikaku_snapshots.postgres.sessions import POLL_S, Session, sessions_in, terminate, terminate_once
 from keikaku_snapshots.postgres.settings import database_settings
 
@@ -102,6 +103,8 @@ class _Swap:
     disconnect: bool
     keep_until: str | None
     maintenance: str
+    #: The transaction, once its COMMIT is being sent.
+    sent: list[str] = field(default_factory=list)
 
     def _connect(self) -> Connection:
         return connect_maintenance(
@@ -173,6 +176,8 @@ class _Swap:
                 session_a.execute(_rename_statement(self.replacement, self.target))
                 session_a.execute(comment_statement(self.target, settings.comment))
                 session_a.execute(comment_statement(self.old_name, self._mark(settings.comment).to_comment()))
+                row = session_a.execute("SELECT pg_catalog.pg_current_xact_id()::text").fetchone()
+                self.sent[:] = [str(row[0])] if row else []
         except psycopg.Error as error:
             return error
         return None
@@ -182,14 +187,18 @@ class _Swap:
         return replace(identity, keep_until=self.keep_until)
 
     def _is_done(self, error: psycopg.Error, oid: int) -> bool:
-        """After a lost connection: ask the server which database has the target's name."""
+        """After a connection was lost at COMMIT: ask the server which database has the target's name."""
         state = report_of(error).sqlstate
-        if state and not state.startswith(("08", "57P")):
+        if not self.sent or (state and not state.startswith(("08", "57P"))):
             return False
         try:
             with self._connect() as fresh:
+                # After a crash the server may never have had it; the name says all the same.
+                with contextlib.suppress(psycopg.DataError):
+                    if transaction_outcome(fresh, self.sent[0]) == "in progress":
+                        raise OutcomeUnknownError("The server is still at COMMIT")
                 return self._oid(fresh, self.target) == oid
-        except KeikakuError as second:
+        except (KeikakuError, psycopg.Error) as second:
             raise OutcomeUnknownError(
                 f"the connection was lost while database {self.target!r} was being replaced",
                 found=f"Either it is the new one, or the new one is still called {self.replacement!r}.",

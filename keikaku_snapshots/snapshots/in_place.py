@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import re
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,6 +26,7 @@ from keikaku_snapshots.errors import (
 from keikaku_snapshots.postgres import catalog
 from keikaku_snapshots.postgres.connect import connect
 from keikaku_snapshots.postgres.filters import USER_SCHEMA, not_extension_member
+from keikaku_snapshots.postgres.outcome import transaction_outcome
 from keikaku_snapshots.snapshots.clear import (
     OwnObject,
     drop_everything,
@@ -55,8 +55,6 @@ LOCK_TIMEOUT_S = 3.0
 _SCHEMA = re.compile(rb'CREATE SCHEMA (?:"((?:[^"]|"")+)"|([^\s;"]+));\Z')
 #: Of an object that stays where it is only these are touched when rows are replaced.
 _HOLDERS_OF_ROWS = frozenset({"table", "sequence", "materialized view"})
-#: Seconds to wait until the server has noticed that a connection is gone.
-_OUTCOME_S = 5.0
 _BUSY = frozenset({"55P03", "40P01"})
 
 _HOLDERS = """
@@ -320,15 +318,7 @@ def _outcome(url: DatabaseURL, transaction: str) -> str:
     """Ask the server what became of a transaction whose COMMIT was not answered; empty if nobody knows."""
     try:
         with connect(url, autocommit=True, statement_timeout_s=5) as connection:
-            deadline = time.monotonic() + _OUTCOME_S
-            while True:
-                row = connection.execute(
-                    "SELECT pg_catalog.pg_xact_status(%s::xid8)", [transaction]
-                ).fetchone()
-                status = str(row[0]) if row else ""
-                if status != "in progress" or time.monotonic() > deadline:
-                    return status
-                time.sleep(0.05)
+            return transaction_outcome(connection, transaction)
     except (psycopg.Error, KeikakuError):
         log.debug("the outcome of the restore could not be asked for", exc_info=True)
         return ""

@@ -150,9 +150,13 @@ class Restore:
         """
         options = self._options
         require(packed_as(self._snapshot))
-        with databases.target_lock(
-            self._url, options.lock_wait_s, "restore", maintenance=options.maintenance
-        ) as lock:
+        with (
+            # A connection can be lost between any two statements, here and in all that is called.
+            translated(self._url, f"restoring {self._snapshot}"),
+            databases.target_lock(
+                self._url, options.lock_wait_s, "restore", maintenance=options.maintenance
+            ) as lock,
+        ):
             rights, strategy, reason = self._prepare(lock)
             if strategy == "in_place":
                 self._in_place(rights)

@@ -8,7 +8,9 @@ import hashlib
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+import threading
+import time
+from typing import TYPE_CHECKING, Self
 
 import psycopg
 import pytest
@@ -28,6 +30,7 @@ from tests import proxy
 from tests.integration import schemas
 from tests.integration.test_restore_in_place import CHANGED, SMALL
 from tests.integration.test_restore_swap import siblings
+from tests.servers import create_database
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
     from keikaku_snapshots.postgres.url import DatabaseURL
     from keikaku_snapshots.snapshots.script import Part
+    from tests.conftest import FreshServer
     from tests.servers import Server
 
 COUNT = "SELECT count(*) FROM children"
@@ -119,6 +123,105 @@ def test_a_swap_whose_commit_is_cut_is_either_done_or_not(
         assert cutting.cuts == 1
     assert schemas.rows_of(small.url, COUNT) == [(expected,)]
     assert small.restore_snapshot("small", strategy="swap").strategy == "swap"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "word"),
+    [
+        ("swap", b"pg_terminate_backend"),
+        ("swap", b'DATABASE "keikaku_new'),
+        ("swap", b"pg_db_role_setting"),
+        ("swap", b"pg_current_xact_id"),
+        ("in_place", b"pg_current_xact_id"),
+        ("in_place", b"LOCK TABLE"),
+    ],
+)
+def test_a_connection_lost_at_any_step_is_told_as_an_error_of_ours(
+    small: SnapshotManager, strategy: str, word: bytes
+) -> None:
+    """FAULTS 51: between two statements as well as inside one, and never with an unknown outcome."""
+    with (
+        proxy.Proxy(small.url, lambda chunk, _: "cut" if word in chunk else "pass") as cutting,
+        _through(cutting, small) as manager,
+        pytest.raises((ConnectError, RestoreFailedError)),
+    ):
+        manager.restore_snapshot("small", strategy=strategy)
+    assert cutting.cuts == 1
+    assert schemas.rows_of(small.url, COUNT) == [(300,)]
+
+
+class SlowCommits:
+    """A server whose COMMITs wait for a standby that is not there, until it is let go."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def hold(self) -> None:
+        """From now on every COMMIT waits; returns when one was seen to."""
+        self._set("nobody")
+        probe = psycopg.connect(**self._server.url.connect_arguments(), autocommit=True)
+        self.probes.append(probe)
+        while True:
+            probe.pgconn.send_query(b"CREATE TABLE IF NOT EXISTS probe (); DROP TABLE probe")
+            while probe.pgconn.is_busy():
+                if self._asks(f"pid = {probe.info.backend_pid} AND wait_event = 'SyncRep'"):
+                    return
+                probe.pgconn.consume_input()
+            while probe.pgconn.get_result():
+                pass
+
+    def release_when_asked(self) -> None:
+        """Let go when somebody asks what became of a transaction."""
+        deadline = time.monotonic() + 20
+        while not self._asks("query ~ 'pg_xact_status' AND pid <> pg_backend_pid()"):
+            if time.monotonic() > deadline:
+                break
+        self._set("")
+
+    def __enter__(self) -> Self:
+        self.probes: list[psycopg.Connection[tuple[object, ...]]] = []
+        self._thread = threading.Thread(target=self.release_when_asked)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join()
+        for probe in self.probes:
+            probe.close()
+
+    def _set(self, name: str) -> None:
+        with self._server.admin() as connection:
+            connection.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
+            connection.execute("SELECT pg_reload_conf()")
+
+    def _asks(self, condition: str) -> bool:
+        with self._server.admin() as connection:
+            query = f"SELECT count(*) FROM pg_stat_activity WHERE {condition}"
+            return connection.execute(query.encode()).fetchone() != (0,)
+
+
+def test_a_swap_whose_commit_is_slow_is_waited_for(fresh_server: FreshServer, tmp_path: Path) -> None:
+    """FAULTS 17: while the server is at COMMIT the old name says nothing, so the end of it is awaited."""
+    server = fresh_server(synchronous_commit="on")
+    url = create_database(server)
+    schemas.run(url, SMALL)
+    with SnapshotManager(url, tmp_path / "snapshots", minimum_free_mb=1) as manager:
+        manager.create_snapshot("small")
+    schemas.run(url, CHANGED)
+    with SlowCommits(server) as slow:
+
+        def rule(chunk: bytes, sent: int) -> proxy.Verdict:
+            if b"pg_current_xact_id" in chunk:
+                slow.hold()
+            return "deliver-and-cut" if slow.probes and b"COMMIT\0" in chunk else "pass"
+
+        with (
+            proxy.Proxy(url, rule) as cutting,
+            SnapshotManager(cutting.url, tmp_path / "snapshots", minimum_free_mb=1) as manager,
+        ):
+            assert manager.restore_snapshot("small", strategy="swap").strategy == "swap"
+        assert cutting.cuts == 1
+    assert schemas.rows_of(url, COUNT) == [(500,)]
 
 
 def _replace_data(small: SnapshotManager, content: bytes) -> str:
