@@ -64,6 +64,12 @@ def manifest_of(name: str, listing: dict[str, FileHash], **facts: object) -> Man
     return replace(manifest, **facts)  # type: ignore[arg-type]
 
 
+def with_nothing(path: Path) -> Path:
+    """Return a path whose file is gone."""
+    path.unlink()
+    return path
+
+
 class TestPublish:
     """A directory appears whole or not at all."""
 
@@ -215,14 +221,14 @@ class TestDamage:
             (lambda path: (path / ".hidden").write_text("x"), ".hidden, which is not part"),
             (lambda path: (path / "more").mkdir(), "more, which is not part"),
             (
-                lambda path: ((path / "toc.dat").unlink(), (path / "toc.dat").mkdir()),
+                lambda path: with_nothing(path / "toc.dat").mkdir(),
                 "not a regular file but a directory",
             ),
             (
-                lambda path: ((path / "toc.dat").unlink(), (path / "toc.dat").symlink_to("3001.dat.gz")),
+                lambda path: with_nothing(path / "toc.dat").symlink_to("3001.dat.gz"),
                 "a symbolic link",
             ),
-            (lambda path: ((path / "toc.dat").unlink(), os.mkfifo(path / "toc.dat")), "a FIFO"),
+            (lambda path: os.mkfifo(with_nothing(path / "toc.dat")), "a FIFO"),
             (lambda path: path.rename(path.with_name("away")), "the data directory is missing"),
             (
                 lambda path: (path.rename(path.with_name("away")), path.write_text("x")),
