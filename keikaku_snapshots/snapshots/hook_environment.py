@@ -32,9 +32,12 @@ _LIBPQ = re.compile(r"PG[A-Z]+|PSQL[A-Z_]*")
 #: Variables that hold the bare name of a database: POSTGRES_DB, DB_NAME, DJANGO_DATABASE, …
 _HOLDS_NAME = re.compile(r"(?:.*_)?(?:DB|DATABASE|DBNAME)(?:_?NAME)?", re.IGNORECASE)
 _SCHEME = r"postgres(?:ql)?(?:\+\w+)?://"
-#: A slash or question mark may be in a password, as SQLAlchemy takes it; then an "@" comes behind.
 _IN_PATH = re.compile(
-    rf"(?P<before>{_SCHEME}(?:[^\s?]|\?(?=\S*@))*?/)(?P<name>[^\s/?'\"]+)(?=$|[?\s'\"])", re.IGNORECASE
+    rf"(?P<before>{_SCHEME}[^\s?]*?/)(?P<name>[^\s/?,;'\"]+)(?=$|[?\s,;'\"])", re.IGNORECASE
+)
+#: SQLAlchemy takes a question mark inside a password; then an "@" comes behind.
+_BEHIND_PASSWORD = re.compile(
+    rf"(?P<before>{_SCHEME}\S*\?\S*@[^\s/?]*/)(?P<name>[^\s/?,;'\"]+)(?=$|[?\s,;'\"])", re.IGNORECASE
 )
 _IN_QUERY = re.compile(
     rf"(?P<before>{_SCHEME}\S*?[?&](?:dbname|database)=)(?P<name>[^\s&'\"]*)", re.IGNORECASE
@@ -123,7 +126,9 @@ def _rewritten(text: str, live: str, beside: str) -> str:
         escaped = re.sub(r"(['\\])", r"\\\1", beside)
         return f"{match['before']}'{escaped}'"
 
-    return _IN_DSN.sub(in_dsn, _IN_QUERY.sub(in_url, _IN_PATH.sub(in_url, text)))
+    for pattern in (_IN_PATH, _BEHIND_PASSWORD, _IN_QUERY):
+        text = pattern.sub(in_url, text)
+    return _IN_DSN.sub(in_dsn, text)
 
 
 def _passwords(value: str) -> list[DatabaseURL]:
