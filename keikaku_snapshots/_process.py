@@ -81,6 +81,7 @@ def start_tool(
     watch: Callable[[], str | None] | None = None,
     watch_interval_s: float = 0.2,
     on_end: Callable[[], None] | None = None,
+    on_stderr: Callable[[bytes], None] | None = None,
     merge_output: bool = False,
     umask: int = _PRIVATE_UMASK,
 ) -> RunningTool:
@@ -102,6 +103,8 @@ def start_tool(
         watch_interval_s: Seconds between two calls of `watch`.
         on_end: Called once from another thread when the program has ended, before
             `wait` returns; not called when it could not be started.
+        on_stderr: Given the error output as it comes, **from another thread**; not redacted. All of
+            it was given when `wait` returns.
         merge_output: Take standard output with the error output, in the order in which it comes.
         umask: Of the files that it makes.
 
@@ -163,6 +166,7 @@ def start_tool(
             watch=watch,
             watch_interval_s=watch_interval_s,
             on_end=on_end,
+            on_stderr=on_stderr,
         )
     except BaseException as error:
         # Ctrl-C while the launcher forks, or no thread to be had: the child must not stay behind.

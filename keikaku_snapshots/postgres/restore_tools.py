@@ -20,7 +20,7 @@ from keikaku_snapshots.postgres.tool_start import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from keikaku_snapshots.postgres.tool_search import Tools
@@ -52,6 +52,7 @@ class RestoreOptions(TypedDict, total=False):
     pass_fds: Sequence[int]
     watch: Watch | None
     grace_s: float
+    on_stderr: Callable[[bytes], None] | None
 
 
 def start_psql(
@@ -218,6 +219,7 @@ def start_pg_restore(
     pass_fds: Sequence[int] = (),
     watch: Watch | None = None,
     grace_s: float = 5.0,
+    on_stderr: Callable[[bytes], None] | None = None,
 ) -> RunningTool:
     """Start pg_restore into a database; it stops at the first error.
 
@@ -236,6 +238,7 @@ def start_pg_restore(
         pass_fds: Descriptors it inherits.
         watch: See `start_tool`.
         grace_s: See `start_tool`.
+        on_stderr: See `start_tool`.
 
     Returns:
         The running program; cancelled by SIGTERM.
@@ -255,7 +258,14 @@ def start_pg_restore(
     argv += _restore_arguments(section, list_file, owners=owners, single_transaction=single_transaction)
     argv += [*extra, absolute(archive)]
     return start_connected(
-        argv, url, settings=settings, timeout_s=timeout_s, pass_fds=pass_fds, watch=watch, grace_s=grace_s
+        argv,
+        url,
+        settings=settings,
+        timeout_s=timeout_s,
+        pass_fds=pass_fds,
+        watch=watch,
+        grace_s=grace_s,
+        on_stderr=on_stderr,
     )
 
 

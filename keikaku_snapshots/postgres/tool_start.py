@@ -33,6 +33,7 @@ def start_connected(
     watch: Watch | None,
     grace_s: float,
     cancel_signal: signal.Signals = signal.SIGTERM,
+    on_stderr: Callable[[bytes], None] | None = None,
 ) -> RunningTool:
     """Start a program that connects to a database; its password is removed when it ends."""
     prepared = prepare_environment(url, settings=settings)
@@ -47,6 +48,7 @@ def start_connected(
             redact=url.redact,
             watch=watch,
             on_end=prepared.remove,
+            on_stderr=on_stderr,
         )
     except BaseException:
         prepared.remove()

@@ -18,6 +18,7 @@ from keikaku_snapshots.snapshots.dump import Dump, DumpOptions, take_dump
 from keikaku_snapshots.snapshots.guards import check_create_identity, check_row_security
 from keikaku_snapshots.snapshots.manifest import Manifest, Snapshot
 from keikaku_snapshots.snapshots.names import suffix_of
+from keikaku_snapshots.snapshots.parts import to_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -167,6 +168,7 @@ class Create:
             compression=self._options.compression,
             uncompressed_bytes=dump.content.size_bytes if dump.content else None,
             uncompressed_sha256=dump.content.sha256 if dump.content else "",
+            parts=to_manifest(dump.parts),
             owners=self._options.owners,
             clean=self._options.clean,
             tool_versions={"pg_dump": tools.version},

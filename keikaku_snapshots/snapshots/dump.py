@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
 
@@ -24,7 +24,6 @@ from keikaku_snapshots.errors import (
     DiskFullError,
     KeikakuError,
     OperationTimeoutError,
-    SnapshotCorruptError,
     ToolError,
 )
 from keikaku_snapshots.postgres import catalog
@@ -33,8 +32,6 @@ from keikaku_snapshots.postgres.filters import OUR_SCHEMAS
 from keikaku_snapshots.postgres.ownership import OwnershipStatement, owners_and_grants, roles_needed
 from keikaku_snapshots.postgres.tools import (
     Tools,
-    pg_restore_list,
-    pg_restore_script,
     start_pg_dump,
     translate_tool_failure,
 )
@@ -42,17 +39,16 @@ from keikaku_snapshots.progress import Progress, ProgressCallback
 from keikaku_snapshots.snapshots.compressed_dump import PackingPipe
 from keikaku_snapshots.snapshots.compression import CUSTOM_LEVELS
 from keikaku_snapshots.snapshots.disk import ReserveWatcher
-from keikaku_snapshots.snapshots.hashing import FileHash, GrowingFileHash, hash_descriptor
-from keikaku_snapshots.snapshots.packed_file import PackedHash
-from keikaku_snapshots.snapshots.verify import check_shape
+from keikaku_snapshots.snapshots.dump_files import PartFiles, WholeFile
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Mapping, Sequence
 
     from keikaku_snapshots._process import RunningTool
     from keikaku_snapshots.postgres.connect import Connection
+    from keikaku_snapshots.postgres.tools import Format
     from keikaku_snapshots.postgres.url import DatabaseURL
+    from keikaku_snapshots.snapshots.hashing import FileHash
     from keikaku_snapshots.snapshots.stage import Stage
 
 #: Seconds between two progress values of a dump.
@@ -76,7 +72,7 @@ _KEPT_ERRORS = (
 class DumpOptions:
     """What the caller asked for."""
 
-    #: ``plain`` or ``custom``.
+    #: ``plain``, ``custom`` or ``directory``.
     format: str = "plain"
     #: Level of the compression, or of the custom format's own; its default if None.
     level: int | None = None
@@ -90,13 +86,15 @@ class DumpOptions:
     lock_wait_timeout_s: float = 60.0
     #: ``gzip`` or ``zstd`` for ``plain``; None.
     compression: str | None = None
+    #: Tables that pg_dump reads at once, for ``directory``.
+    jobs: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Dump:
     """A complete dump in its temporary file, and what it holds."""
 
-    #: Checksum and size of the file.
+    #: Checksum and size of the file, or of all parts together.
     file: FileHash
     #: Fields of the manifest that come from the database.
     facts: dict[str, Any]
@@ -106,6 +104,8 @@ class Dump:
     finished_at: datetime
     #: Checksum and size of what is in a compressed file.
     content: FileHash | None = None
+    #: Checksum and size of each part of a directory.
+    parts: Mapping[str, FileHash] = field(default_factory=dict)
 
 
 def take_dump(
@@ -142,12 +142,13 @@ def take_dump(
     created_at = datetime.now(UTC)
     watcher = ReserveWatcher(stage.path.parent, options.minimum_free_mb)
     try:
-        with _writer_for(stage, options) as writer:
+        with _writer_for(stage, options, tools) as writer:
             with start_pg_dump(
                 tools,
                 url,
                 writer.target,
-                format="custom" if options.format == "custom" else "plain",
+                format=cast("Format", options.format),
+                jobs=options.jobs,
                 snapshot_id=exported,
                 lock_wait_timeout_s=options.lock_wait_timeout_s,
                 compression=_own_level(options),
@@ -173,83 +174,23 @@ def take_dump(
             file, content = writer.finish(stage.path.name)
     except KeikakuError as error:
         raise _create_failed(error, url) from error
-    if options.format == "custom":
-        check_archive(tools, stage.fileno(), stage.path.name)
-    return Dump(file, facts, created_at, datetime.now(UTC), content)
+    parts = writer.parts if isinstance(writer, PartFiles) else {}
+    return Dump(file, facts, created_at, datetime.now(UTC), content, parts)
 
 
-def _writer_for(stage: Stage, options: DumpOptions) -> PackingPipe | _WholeFile:
+def _writer_for(stage: Stage, options: DumpOptions, tools: Tools) -> PackingPipe | WholeFile:
     """What is between pg_dump and the staged file."""
     if options.compression is not None:
         return PackingPipe(stage.fileno(), stage.path, compression=options.compression, level=options.level)
-    return _WholeFile(stage, options.format)
+    kind = PartFiles if options.format == "directory" else WholeFile
+    return kind(stage, options.format, tools)
 
 
 def _own_level(options: DumpOptions) -> int | None:
     """The level that pg_dump itself packs with; None where it does not."""
-    if options.format != "custom":
+    if options.format not in {"custom", "directory"}:
         return None
     return CUSTOM_LEVELS.default if options.level is None else options.level
-
-
-class _WholeFile:
-    """Nothing: pg_dump writes the file itself; a plain one is hashed beside, as `PackingPipe` does."""
-
-    def __init__(self, stage: Stage, format_name: str) -> None:
-        self._stage = stage
-        self._format = format_name
-        self._follower: GrowingFileHash | None = None
-        #: What pg_dump writes to.
-        self.target: Path | int = stage.path
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._follower is not None:
-            self._follower.abandon()
-
-    def started(self) -> None:
-        """Begin to read along; pg_dump goes back in an archive, which is read at the end."""
-        if self._format == "plain":
-            self._follower = GrowingFileHash(self._stage.path)
-
-    def problem(self) -> str | None:
-        """Nothing of ours can fail while pg_dump writes."""
-        return None
-
-    def check(self) -> None:
-        """As `problem`."""
-
-    @property
-    def written_bytes(self) -> int:
-        """Bytes of the dump so far."""
-        return self._stage.path.stat().st_size
-
-    def finish(self, name: str) -> PackedHash:
-        """Check the shape and return the checksum."""
-        check_shape(self._stage.fileno(), self._format, name)
-        if self._follower is not None:
-            return PackedHash(self._follower.finish(), None)
-        return PackedHash(hash_descriptor(self._stage.fileno()), None)
-
-
-def check_archive(tools: Tools, descriptor: int, name: str) -> None:
-    """Read a custom archive as a whole; listing it would not find a late cut (FAULTS 7).
-
-    Args:
-        tools: Programs that can read it.
-        descriptor: The open file.
-        name: What to call it in errors.
-
-    Raises:
-        SnapshotCorruptError: It cannot be read.
-    """
-    path = f"/dev/fd/{descriptor}"
-    pg_restore_list(tools, path, pass_fds=(descriptor,))
-    result = pg_restore_script(tools, path, "/dev/null", pass_fds=(descriptor,))
-    if not result.ok:
-        raise SnapshotCorruptError(f"{name} cannot be read as an archive", found=result.stderr.strip()[-500:])
 
 
 def _export(connection: Connection) -> tuple[str, list[str]]:
@@ -326,9 +267,7 @@ def _digest_of(ownership: Sequence[OwnershipStatement]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _follow(
-    running: RunningTool, writer: PackingPipe | _WholeFile, progress: ProgressCallback | None
-) -> None:
+def _follow(running: RunningTool, writer: PackingPipe | WholeFile, progress: ProgressCallback | None) -> None:
     """Tell the size of the growing file until pg_dump has ended."""
     if progress is None:
         return

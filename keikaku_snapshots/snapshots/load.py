@@ -154,6 +154,27 @@ class Script:
         """
         return self.parts if clean else read_parts(self.buffer, name=self.name)
 
+    def loader(
+        self,
+        connection: Connection,
+        url: DatabaseURL,
+        rights: RoleRights,
+        *,
+        progress: Callable[[int], None] | None = None,
+        loaded: Callable[[bytes], None] | None = None,
+    ) -> Loader:
+        """Return what loads all of it into a database that nobody else sees.
+
+        Args:
+            connection: Where to, in autocommit.
+            url: The same database.
+            rights: What the role may give back.
+            progress: Told the position in the file, bytes.
+            loaded: Told each COPY statement whose rows are all there.
+        """
+        del url  # for what needs more than one connection
+        return Loader(connection, self, rights, progress=progress, loaded=loaded)
+
     def text(self, part: Part) -> bytes:
         """The statement of a part, without rows."""
         return bytes(self.buffer[part.start : part.end])
@@ -212,6 +233,21 @@ class Loader:
             for role, reasons in sorted(self._lost.items())
         ]
         return lines + self._extra
+
+    def load(self, *, clean: bool) -> None:
+        """Run the whole script.
+
+        Args:
+            clean: It may begin with what ``--clean`` adds.
+
+        Raises:
+            psycopg.Error: The server refused a statement; `current` says which.
+        """
+        self.run(self._script.stream(clean=clean))
+
+    def go_on_with(self, script: Script) -> None:
+        """Take another script of the same dump; what was learnt of the first stays."""
+        self._script = script
 
     def run(self, parts: Iterable[Part]) -> None:
         """Run parts in order.

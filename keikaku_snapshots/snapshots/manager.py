@@ -17,6 +17,7 @@ from keikaku_snapshots.snapshots.names import check_name, check_version
 from keikaku_snapshots.snapshots.parameters import (
     check_clean_existing,
     check_create,
+    check_jobs,
     check_marker,
     check_number,
     check_restore,
@@ -191,13 +192,14 @@ class SnapshotManager:
             name: Name of the snapshot: letters, digits, ``.``, ``_``, ``-``.
             description: What it is for.
             version: A label of your own instead of the time.
-            format: ``plain`` (SQL text), ``custom`` (an archive for pg_restore) or ``json`` (test data).
+            format: ``plain`` (SQL text), ``custom`` (an archive for pg_restore), ``directory`` (the same as
+                a directory, written and loaded by several connections) or ``json`` (test data).
             compression: ``gzip`` or ``zstd``, for ``plain`` and ``json``; zstd needs the extra ``[zstd]``.
-            level: Level of it: gzip 1 to 9, zstd 1 to 19; or of the custom format's own, 0 to 9.
+            level: Level of it: gzip 1 to 9, zstd 1 to 19; or of an archive's own compression, 0 to 9.
             scope: ``database``, or ``test_data`` with ``format="json"``: only the rows that are test data.
             owners: Keep owners and grants; False makes a portable file.
             clean: Put DROP statements in front, for psql by hand.
-            jobs: 1.
+            jobs: Tables that ``directory`` dumps at once; each takes a connection more.
             tags: Free words.
             pinned: Never deleted by retention.
             overwrite: Replace ``version`` if it exists, once the new one is complete.
@@ -228,7 +230,7 @@ class SnapshotManager:
         check_create(format, compression, level, scope, jobs, clean=clean)
         check_marker(marker, predicates, format)
         options = DumpOptions(
-            format, level, owners, clean, self._minimum_free_mb, compression=compression
+            format, level, owners, clean, self._minimum_free_mb, compression=compression, jobs=jobs
         )
         fields: dict[str, Any] = {
             "name": name,
@@ -270,6 +272,7 @@ class SnapshotManager:
         disconnect: bool = False,
         marker: str | None = None,
         hook_timeout_s: float | None = 3600.0,
+        jobs: int | None = None,
     ) -> Restored:
         """Bring the database back to a snapshot, exactly; on any error it is as it was.
 
@@ -293,6 +296,8 @@ class SnapshotManager:
             marker: Of a test-data snapshot: the column that marks test rows; what its manifest says,
                 or ``is_test_data``, if None.
             hook_timeout_s: Seconds that each hook may take; None: no limit.
+            jobs: Connections that load a ``directory`` snapshot beside the database; as many as there are
+                processors, at most 4, if None. In place it is always one.
 
         Returns:
             Which way was used and why, the time it took, and warnings.
@@ -318,6 +323,7 @@ class SnapshotManager:
 
         del use_latest
         check_restore(strategy, on_schema_mismatch)
+        check_jobs(jobs)
         check_hook_timeout(hook_timeout_s)
         url = self.url
         hooks = read_hooks(after_restore, url)
@@ -339,6 +345,7 @@ class SnapshotManager:
             minimum_free_mb=self._minimum_free_mb,
             hooks=hooks,
             hook_timeout_s=hook_timeout_s,
+            jobs=jobs,
         )
         with self._audit.recording("restore", name, version=version) as record:
             check_protected(
@@ -463,7 +470,7 @@ class SnapshotManager:
                 checks.insert(-1, "unpacked size and SHA-256")
             else:
                 check_shape(opened.fileno(), snapshot.format, opened.path.name)
-            if snapshot.format == "custom":
+            if snapshot.format in {"custom", "directory"}:
                 self._read_archive(opened.fileno(), opened.path.name, opened.snapshot.manifest)
                 checks.append("archive read as a whole")
             opened.check_unchanged()
@@ -508,7 +515,7 @@ class SnapshotManager:
 
     def _read_archive(self, descriptor: int, name: str, manifest: Manifest | None) -> None:
         from keikaku_snapshots.postgres.tools import find_tools
-        from keikaku_snapshots.snapshots.dump import check_archive
+        from keikaku_snapshots.snapshots.dump_files import check_archive
 
         if manifest is not None:
             check_archive(find_tools(manifest.server_major, configured=self._pg_bin), descriptor, name)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 #: Formats that can be made now.
-FORMATS = ("plain", "custom", "json")
+FORMATS = ("plain", "custom", "directory", "json")
 #: What a snapshot can hold.
 SCOPES = ("database", "test_data")
 #: Names of the strategies of a restore.
@@ -25,11 +25,11 @@ def check_create(
     """Check the options of ``create_snapshot``.
 
     Args:
-        format_name: ``plain``, ``custom`` or ``json``.
+        format_name: ``plain``, ``custom``, ``directory`` or ``json``.
         compression: ``gzip`` or ``zstd``, for ``plain`` and ``json``; None.
-        level: Of the compression, or 0 to 9 for ``custom``.
+        level: Of the compression, or 0 to 9 for ``custom`` and ``directory``.
         scope: ``database``, or ``test_data`` with ``json``.
-        jobs: 1.
+        jobs: 1 or more; more than one for ``directory``.
         clean: For ``plain`` only.
 
     Raises:
@@ -48,18 +48,20 @@ def check_create(
     if format_name == "json":
         _check_create_rows(compression, level, jobs, clean=clean)
         return
-    if format_name == "custom" and compression is not None:
+    is_archive = format_name in {"custom", "directory"}
+    if is_archive and compression is not None:
         raise UsageError(
-            f"compression {compression!r} is not available for format='custom'",
+            f"compression {compression!r} is not available for format={format_name!r}",
             hint="Leave it out: an archive is compressed by itself; level=0..9 sets how much.",
         )
-    if jobs != 1:
-        raise UsageError(f"jobs={jobs} is not available", found="available: 1")
-    if format_name == "custom":
-        check_level(level, CUSTOM_LEVELS, "format='custom'")
+    check_jobs(jobs)
+    if jobs > 1 and format_name != "directory":
+        raise UsageError("jobs needs format='directory'", found=f"jobs={jobs}, format={format_name!r}")
+    if is_archive:
+        check_level(level, CUSTOM_LEVELS, f"format={format_name!r}")
     else:
         _check_compression(compression, level)
-    if clean and format_name == "custom":
+    if clean and is_archive:
         raise UsageError(
             "clean needs format='plain'", hint="pg_restore --clean does the same for an archive."
         )
@@ -149,6 +151,24 @@ def check_restore(strategy: str, on_schema_mismatch: str) -> None:
             f"on_schema_mismatch {on_schema_mismatch!r} is not known",
             found=f"known: {', '.join(_ON_MISMATCH)}",
         )
+
+
+def check_jobs(jobs: int | None) -> None:
+    """Check how many connections may work at once.
+
+    Args:
+        jobs: 1 or more; None for the default.
+
+    Raises:
+        ParameterTypeError: It is no whole number.
+        UsageError: It is not positive.
+    """
+    if jobs is None:
+        return
+    if type(jobs) is not int:
+        raise ParameterTypeError(f"jobs must be a whole number, not {type(jobs).__name__}")
+    if jobs < 1:
+        raise UsageError(f"jobs must be 1 or more, but is {jobs}")
 
 
 def check_number(label: str, value: object) -> None:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keikaku_snapshots.errors import (
-    AccessDeniedError,
     DatabaseInUseError,
     KeikakuError,
     OutcomeUnknownError,
-    RefusedError,
     RestoreFailedError,
     SnapshotCorruptError,
     ToolVersionError,
@@ -24,25 +19,27 @@ from keikaku_snapshots.errors import (
 )
 from keikaku_snapshots.postgres import catalog, databases
 from keikaku_snapshots.postgres.connect import connect, server_info, translated
-from keikaku_snapshots.postgres.tools import find_tools, pg_restore_script, translate_tool_failure
 from keikaku_snapshots.progress import Progress, ProgressCallback
 from keikaku_snapshots.snapshots import guards
 from keikaku_snapshots.snapshots.compression import require
-from keikaku_snapshots.snapshots.disk import ReserveWatcher
 from keikaku_snapshots.snapshots.hook_run import HookRun, HookRunner
 from keikaku_snapshots.snapshots.hooks import HOOK_TIMEOUT_S, Command, Function
 from keikaku_snapshots.snapshots.in_place import LOCK_TIMEOUT_S, in_use, restore_in_place
-from keikaku_snapshots.snapshots.load import RoleRights, Script, role_rights
+from keikaku_snapshots.snapshots.load import RoleRights, role_rights
+from keikaku_snapshots.snapshots.sources import Sources
 from keikaku_snapshots.snapshots.swap import refuse_obstacles, restore_by_swap
-from keikaku_snapshots.snapshots.unpack import packed_as, unpack_into
+from keikaku_snapshots.snapshots.unpack import packed_as
 from keikaku_snapshots.snapshots.verify import check_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from keikaku_snapshots.postgres.connect import Connection
     from keikaku_snapshots.postgres.url import DatabaseURL
+    from keikaku_snapshots.snapshots.load import Script
     from keikaku_snapshots.snapshots.manifest import Manifest, Snapshot
+    from keikaku_snapshots.snapshots.parallel_load import Archive
     from keikaku_snapshots.snapshots.reading import OpenSnapshot
     from keikaku_snapshots.snapshots.store import SnapshotStore
 
@@ -96,6 +93,8 @@ class RestoreOptions:
     pg_bin: str | Path | None = None
     #: Megabytes that must stay free where an archive is unpacked.
     minimum_free_mb: int = 1000
+    #: Connections that load a directory beside the database; the usual number if None.
+    jobs: int | None = None
     #: What runs on the new database before it takes the old one's place.
     hooks: tuple[Command | Function, ...] = ()
     #: Seconds for each of them; None: no limit.
@@ -290,7 +289,7 @@ class Restore:
 
     def _in_place(self, rights: RoleRights) -> None:
         self._check_file()
-        with self._script() as script:
+        with self._sources.script() as script:
             result = restore_in_place(
                 self._url,
                 script,
@@ -318,7 +317,7 @@ class Restore:
         with ThreadPoolExecutor(1, "keikaku-verify") as beside:
             checked = beside.submit(self._check_file)
             try:
-                with self._script() as script:
+                with self._sources.fastest() as script:
                     result = restore_by_swap(
                         self._url,
                         script,
@@ -350,62 +349,24 @@ class Restore:
         if packed_as(self._snapshot) is None:
             check_shape(self._opened.fileno(), self._snapshot.format, self._opened.path.name)
 
-    @contextlib.contextmanager
-    def _script(self) -> Iterator[Script]:
-        """The snapshot as plain SQL; one that is packed is unpacked into a temporary file first."""
-        name = self._opened.path.name
-        if packed_as(self._snapshot) is not None:
-            with self._temporary() as (path, descriptor):
-                unpack_into(self._opened, descriptor, path, minimum_free_mb=self._options.minimum_free_mb)
-                with Script(descriptor, name) as script:
-                    yield script
-            return
-        if self._snapshot.format != "custom":
-            with Script(self._opened.fileno(), name) as script:
-                yield script
-            return
-        with self._unpacked(name) as descriptor, Script(descriptor, name) as script:
-            yield script
-
-    @contextlib.contextmanager
-    def _temporary(self) -> Iterator[tuple[Path, int]]:
-        """An empty file of our own beside the snapshots; elsewhere when they are mounted read-only."""
-        with contextlib.ExitStack() as stack:
-            try:
-                stage = stack.enter_context(self._store.stage(self._snapshot.name, self._snapshot.suffix))
-                place = stage.path, stage.fileno()
-            except (AccessDeniedError, RefusedError):
-                file = stack.enter_context(tempfile.NamedTemporaryFile(prefix="keikaku-", suffix=".sql"))
-                place = Path(file.name), file.fileno()
-            yield place
-
-    @contextlib.contextmanager
-    def _unpacked(self, name: str) -> Iterator[int]:
-        with connect(self._url, autocommit=True) as connection:
-            tools = find_tools(server_info(connection).major, configured=self._options.pg_bin)
-        with self._temporary() as (path, descriptor):
-            watcher = ReserveWatcher(path.parent, self._options.minimum_free_mb)
-            archive = self._opened.fileno()
-            result = pg_restore_script(
-                tools,
-                f"/dev/fd/{archive}",
-                path,
-                single_transaction=False,
-                pass_fds=(archive,),
-                watch=watcher,
-            )
-            if result.stopped:
-                raise watcher.error(result.stopped)
-            if not result.ok:
-                raise translate_tool_failure(result, None, doing=f"reading {name}")
-            yield descriptor
+    @property
+    def _sources(self) -> Sources:
+        options = self._options
+        return Sources(
+            self._opened,
+            self._store,
+            self._url,
+            jobs=options.jobs,
+            pg_bin=options.pg_bin,
+            minimum_free_mb=options.minimum_free_mb,
+        )
 
     def _tell(self, step: str, done: int, *, finished: bool = False) -> None:
         if self._progress is not None:
             seconds = time.monotonic() - self._begun
             self._progress(Progress(step, done, self._snapshot.size_bytes, "bytes", seconds, finished))
 
-    def _told(self, script: Script) -> Callable[[int], None] | None:
+    def _told(self, script: Script | Archive) -> Callable[[int], None] | None:
         progress = self._progress
         if progress is None:
             return None

@@ -168,6 +168,15 @@ def read_parts(buffer: mmap.mmap | bytes, *, name: str) -> Iterator[Part]:
         yield part
 
 
+def copies_rows(statement: bytes) -> bool:
+    """Tell whether a statement is a COPY of rows as pg_dump writes it, and nothing else.
+
+    Args:
+        statement: From its first letter to its semicolon.
+    """
+    return _COPY.fullmatch(statement) is not None
+
+
 def _classify(buffer: mmap.mmap | bytes, start: int, end: int, name: str) -> Part:
     head = bytes(buffer[start : min(end, start + 400)])
     # Only short statements are matched to their end; the long ones are writes into large objects.

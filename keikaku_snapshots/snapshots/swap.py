@@ -21,7 +21,7 @@ from keikaku_snapshots.postgres.connect import connect
 from keikaku_snapshots.snapshots.analyze import AnalyzeBeside, analyze
 from keikaku_snapshots.snapshots.clear import drop_public
 from keikaku_snapshots.snapshots.counts import compare_counts
-from keikaku_snapshots.snapshots.load import Loader, RoleRights, Script, restore_failed
+from keikaku_snapshots.snapshots.load import RoleRights, Script, restore_failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from keikaku_snapshots.postgres.url import DatabaseURL
     from keikaku_snapshots.snapshots.hook_run import HookRunner
     from keikaku_snapshots.snapshots.manifest import Manifest
+    from keikaku_snapshots.snapshots.parallel_load import Archive
 
 log = logging.getLogger("keikaku_snapshots.restore")
 
@@ -46,7 +47,7 @@ class SwapResult:
 
 def restore_by_swap(
     url: DatabaseURL,
-    script: Script,
+    script: Script | Archive,
     manifest: Manifest | None,
     rights: RoleRights,
     lock: databases.TargetLock,
@@ -62,7 +63,7 @@ def restore_by_swap(
 
     Args:
         url: The database.
-        script: The dump; for an archive the script made of it.
+        script: The dump: a script, or a directory archive to be loaded by several connections.
         manifest: What is known about the snapshot; None when it is restored on trust.
         rights: Which roles the connected role can serve.
         lock: The lock of the target, held.
@@ -149,7 +150,7 @@ def refuse_obstacles(admin: Connection, url: DatabaseURL, *, disconnect: bool) -
 def _fill(
     url: DatabaseURL,
     scratch: str,
-    script: Script,
+    script: Script | Archive,
     manifest: Manifest | None,
     rights: RoleRights,
     verified: Callable[[], None],
@@ -166,11 +167,13 @@ def _fill(
         verified()
         raise
     beside = AnalyzeBeside(enter)
-    loader = Loader(connection, script, rights, progress=progress, loaded=beside.loaded)
+    loader = script.loader(
+        connection, url.with_database(scratch), rights, progress=progress, loaded=beside.loaded
+    )
     try:
         with beside:
             _quick(connection)
-            loader.run(script.stream(clean=manifest is None or manifest.clean))
+            loader.load(clean=manifest is None or manifest.clean)
             # The dump set the search path and more; the rest needs names with schemas only.
             if manifest is not None:
                 drop_public(connection, manifest)

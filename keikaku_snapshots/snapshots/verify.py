@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from keikaku_snapshots.errors import SnapshotCorruptError
+from keikaku_snapshots.snapshots.archive import ARCHIVE_MAGIC, file_names, read_contents
 
 if TYPE_CHECKING:
     from keikaku_snapshots.snapshots.manifest import Snapshot
@@ -22,7 +23,6 @@ _END = re.compile(
 )
 #: More than header and end can be: the key of ``\restrict`` has 63 characters.
 EDGE_BYTES = 400
-_ARCHIVE_MAGIC = b"PGDMP"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,20 +48,33 @@ def check_shape(descriptor: int, format_name: str, name: str) -> None:
     the end of a dump are not taken for it.
 
     Args:
-        descriptor: The open file.
-        format_name: ``plain`` or ``custom``.
+        descriptor: The open file or directory.
+        format_name: ``plain``, ``custom`` or ``directory``.
         name: What to call the file in errors.
 
     Raises:
         SnapshotCorruptError: It is no such file, or was cut.
     """
+    if format_name == "directory":
+        _check_files(descriptor, name)
+        return
     size = os.fstat(descriptor).st_size
     head = os.pread(descriptor, EDGE_BYTES, 0)
     if format_name == "custom":
-        if not head.startswith(_ARCHIVE_MAGIC):
+        if not head.startswith(ARCHIVE_MAGIC):
             raise _corrupt(name, f"it does not begin as an archive of pg_dump does ({_looks_like(head)})")
         return
     check_edges(head, os.pread(descriptor, EDGE_BYTES, max(0, size - EDGE_BYTES)), name)
+
+
+def _check_files(directory: int, name: str) -> None:
+    """Check that all is there that the table of contents names."""
+    contents = read_contents(directory, name)
+    present = set(os.listdir(directory))
+    entries = contents.entries if contents is not None else ()
+    missing = [one.file for one in entries if one.file and present.isdisjoint(file_names(one))]
+    if missing:
+        raise _corrupt(name, f"files that its table of contents names are missing: {', '.join(missing[:5])}")
 
 
 def check_edges(head: bytes, tail: bytes, name: str) -> None:
@@ -91,7 +104,7 @@ def _looks_like(head: bytes) -> str:
     for magic, kind in (
         (b"\x1f\x8b", "gzip"),
         (b"\x28\xb5\x2f\xfd", "zstd"),
-        (_ARCHIVE_MAGIC, "a custom archive"),
+        (ARCHIVE_MAGIC, "a custom archive"),
     ):
         if head.startswith(magic):
             return f"it looks like {kind}"

@@ -32,6 +32,7 @@ from keikaku_snapshots.errors import (
 )
 from keikaku_snapshots.postgres.connect import RetryPolicy
 from keikaku_snapshots.snapshots import dump as dump_module
+from keikaku_snapshots.snapshots import dump_files
 from keikaku_snapshots.snapshots.disk import ReserveWatcher
 from tests.integration import schemas
 from tests.integration.test_restore_in_place import CHANGED, SMALL
@@ -111,7 +112,7 @@ def test_a_version_is_overwritten_only_when_asked_and_only_by_a_complete_one(
     old = manager.create_snapshot("small", version="v1")
     with pytest.raises(ValueError, match="exists already"):
         manager.create_snapshot("small", version="v1")
-    monkeypatch.setattr(dump_module, "check_shape", _raise(SnapshotCorruptError("cut")))
+    monkeypatch.setattr(dump_files, "check_shape", _raise(SnapshotCorruptError("cut")))
     with pytest.raises(CreateFailedError):
         manager.create_snapshot("small", version="v1", overwrite=True)
     assert manager.get_snapshot("small", "v1") == old
@@ -127,7 +128,12 @@ def test_a_version_is_overwritten_only_when_asked_and_only_by_a_complete_one(
     "options",
     [
         {"format": "json"},
-        {"format": "directory"},
+        {"format": "directory", "compression": "gzip"},
+        {"format": "directory", "level": 10},
+        {"format": "directory", "clean": True},
+        {"format": "directory", "jobs": 0},
+        {"format": "directory", "jobs": 1.5},
+        {"format": "directory", "jobs": True},
         {"scope": "test_data"},
         {"compression": "lz4"},
         {"compression": "gzip", "level": 0},

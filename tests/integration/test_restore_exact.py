@@ -20,7 +20,7 @@ ROLES = ("postgres", "keikaku_creator")
 
 
 @pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("format_name", ["plain", "custom"])
+@pytest.mark.parametrize("format_name", ["plain", "custom", "directory"])
 def test_every_way_gives_back_the_same_dump(
     each_server: Server, make_database: MakeDatabase, tmp_path: Path, role: str, format_name: str
 ) -> None:
@@ -55,7 +55,7 @@ def test_every_way_gives_back_the_same_dump(
                 manager.restore_snapshot("rich", strategy="swap")
 
 
-@pytest.mark.parametrize("format_name", ["plain", "custom"])
+@pytest.mark.parametrize("format_name", ["plain", "custom", "directory"])
 def test_an_empty_database_of_another_name_becomes_the_same(
     server: Server, make_database: MakeDatabase, tmp_path: Path, format_name: str
 ) -> None:

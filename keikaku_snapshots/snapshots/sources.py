@@ -1,0 +1,141 @@
+"""What a restore loads: a snapshot as one script, or as an archive for several connections."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from keikaku_snapshots.errors import AccessDeniedError, RefusedError
+from keikaku_snapshots.postgres.capacity import free_connections
+from keikaku_snapshots.postgres.connect import connect, server_info
+from keikaku_snapshots.postgres.tools import Tools, find_tools, pg_restore_script, translate_tool_failure
+from keikaku_snapshots.snapshots.disk import ReserveWatcher
+from keikaku_snapshots.snapshots.load import Script
+from keikaku_snapshots.snapshots.parallel_load import open_archive
+from keikaku_snapshots.snapshots.unpack import packed_as, unpack_into
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from keikaku_snapshots.postgres.url import DatabaseURL
+    from keikaku_snapshots.snapshots.parallel_load import Archive
+    from keikaku_snapshots.snapshots.reading import OpenSnapshot
+    from keikaku_snapshots.snapshots.store import SnapshotStore
+
+#: Most connections that load at once unless more are asked for.
+_USUAL_JOBS = 4
+#: Connections that a swap has beside those that load: loading, analysing, locking.
+_OWN_CONNECTIONS = 3
+
+
+class Sources:
+    """An open snapshot, in the forms that can be loaded."""
+
+    def __init__(
+        self,
+        opened: OpenSnapshot,
+        store: SnapshotStore,
+        url: DatabaseURL,
+        *,
+        jobs: int | None = None,
+        pg_bin: str | Path | None = None,
+        minimum_free_mb: int = 0,
+    ) -> None:
+        """Prepare; nothing is read yet.
+
+        Args:
+            opened: The snapshot, held so that nobody deletes it.
+            store: Where it is, and where it is unpacked.
+            url: The database that it goes into.
+            jobs: Connections that load a directory; as many as there are processors, at most 4, if None.
+            pg_bin: Where the programs are.
+            minimum_free_mb: Megabytes that must stay free where it is unpacked.
+        """
+        self._opened = opened
+        self._store = store
+        self._url = url
+        self._jobs = jobs
+        self._pg_bin = pg_bin
+        self._minimum_free_mb = minimum_free_mb
+
+    @contextlib.contextmanager
+    def fastest(self) -> Iterator[Script | Archive]:
+        """The snapshot as what loads fastest into a database that nobody else sees.
+
+        Raises:
+            SnapshotCorruptError: It is damaged.
+            DiskFullError: There is too little room to unpack it.
+        """
+        if self._opened.snapshot.format == "directory":
+            tools, jobs = self._look()
+            with open_archive(self._opened, tools, jobs=jobs, temporary=self._temporary) as archive:
+                if archive is not None:
+                    yield archive
+                    return
+        with self.script() as script:
+            yield script
+
+    @contextlib.contextmanager
+    def script(self) -> Iterator[Script]:
+        """The snapshot as plain SQL; one that is packed is unpacked into a temporary file first.
+
+        Raises:
+            SnapshotCorruptError: It is damaged.
+            DiskFullError: There is too little room to unpack it.
+        """
+        opened = self._opened
+        name = opened.path.name
+        if packed_as(opened.snapshot) is None and opened.snapshot.format == "plain":
+            with Script(opened.fileno(), name) as script:
+                yield script
+            return
+        with self._temporary() as (path, descriptor):
+            if opened.snapshot.format == "plain":
+                unpack_into(opened, descriptor, path, minimum_free_mb=self._minimum_free_mb)
+            else:
+                self._write_script(path)
+            with Script(descriptor, name) as script:
+                yield script
+
+    def _look(self) -> tuple[Tools, int]:
+        """The programs of the server's version, and how many connections shall load."""
+        with connect(self._url, autocommit=True) as connection:
+            tools = find_tools(server_info(connection).major, configured=self._pg_bin)
+            if self._jobs is not None:
+                return tools, self._jobs
+            free = free_connections(connection) - _OWN_CONNECTIONS
+        return tools, max(1, min(_USUAL_JOBS, len(os.sched_getaffinity(0)), free))
+
+    def _write_script(self, path: Path) -> None:
+        """Have pg_restore write an archive out as SQL."""
+        with connect(self._url, autocommit=True) as connection:
+            tools = find_tools(server_info(connection).major, configured=self._pg_bin)
+        watcher = ReserveWatcher(path.parent, self._minimum_free_mb)
+        archive = self._opened.fileno()
+        result = pg_restore_script(
+            tools,
+            f"/dev/fd/{archive}",
+            path,
+            single_transaction=False,
+            pass_fds=(archive,),
+            watch=watcher,
+        )
+        if result.stopped:
+            raise watcher.error(result.stopped)
+        if not result.ok:
+            raise translate_tool_failure(result, None, doing=f"reading {self._opened.path.name}")
+
+    @contextlib.contextmanager
+    def _temporary(self) -> Iterator[tuple[Path, int]]:
+        """An empty file of our own beside the snapshots; elsewhere when they are mounted read-only."""
+        with contextlib.ExitStack() as stack:
+            try:
+                stage = stack.enter_context(self._store.stage(self._opened.snapshot.name, "sql"))
+                place = stage.path, stage.fileno()
+            except (AccessDeniedError, RefusedError):
+                file = stack.enter_context(tempfile.NamedTemporaryFile(prefix="keikaku-", suffix=".sql"))
+                place = Path(file.name), file.fileno()
+            yield place
