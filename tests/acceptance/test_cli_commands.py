@@ -497,3 +497,53 @@ def test_doctor_finds_and_fixes_leftovers(
     with connect_maintenance(database) as connection:
         found = connection.execute("SELECT count(*) FROM pg_database WHERE datname = %s", [name]).fetchone()
     assert found == (0,)
+
+
+def test_hooks_of_the_command_line_run_and_are_told(
+    type_: Run, snapshot: Path, database: DatabaseURL
+) -> None:
+    """B7: --after-restore may be repeated; they are said, and part of --json."""
+    hooks = ("--after-restore", "psql -qc 'DELETE FROM t'", "--after-restore", "psql -qc 'ANALYZE t'")
+    code, out, err = type_("restore", "x", "--json", *hooks)
+
+    assert code == 0, err
+    assert "ran psql -qc 'DELETE FROM t' on it before it went live" in err
+    assert [hook["hook"] for hook in json.loads(out)["hooks"]] == [hooks[1], hooks[3]]
+    assert _rows(database) == (0,)
+
+
+def test_a_dry_run_shows_the_configured_hooks(type_: Run, snapshot: Path, tmp_path: Path) -> None:
+    """B7: what would run stands beside what would be replaced; what would be refused is refused now."""
+    (tmp_path / "keikaku.yml").write_text("after_restore: [\"psql -qc 'SELECT 1'\"]\n", encoding="utf-8")
+
+    code, out, err = type_("restore", "x", "--dry-run", "--json")
+    assert code == 0, err
+    assert json.loads(out)["after_restore"] == ["psql -qc 'SELECT 1'"]
+    assert "and run on it before it goes live: psql -qc 'SELECT 1'" in err
+    code, out, _ = type_("restore", "x", "--dry-run", "--json", "--no-after-restore")
+    assert (code, json.loads(out)["after_restore"]) == (0, [])
+    assert type_("restore", "x", "--dry-run", "--strategy", "in_place")[0] == 2
+    assert type_("restore", "x", "--after-restore", "true", "--no-after-restore")[0] == 2
+
+
+def test_25_a_hook_fails(type_: Run, snapshot: Path, database: DatabaseURL) -> None:
+    """B7: the code of a failed restore, and the end of what the hook said."""
+    code, _, err = type_("restore", "x", "--after-restore", "sh -c 'echo no such column; exit 7'")
+
+    assert code == 25
+    assert "hook 1 ended with exit code 7" in err
+    assert "no such column" in err
+    assert _rows(database) == (2,)
+    code, _, err = type_("restore", "x", "--after-restore", "sleep 60", "--hook-timeout", "0.2")
+    assert code == 25
+    assert "time limit of 0.2 s" in err
+
+
+def test_11_hooks_while_others_are_connected(type_: Run, snapshot: Path, database: DatabaseURL) -> None:
+    """B7: auto never disconnects, and never leaves the hooks out in silence; both ways out are named."""
+    with psycopg.connect(**database.connect_arguments()):
+        code, _, err = type_("restore", "x", "--after-restore", "psql -qc 'DELETE FROM t'")
+        assert code == 11
+        assert "--disconnect" in err
+        assert "--no-after-restore" in err
+        assert _rows(database) == (2,)
