@@ -22,7 +22,10 @@ from keikaku_snapshots.cli.session import Command, Session, complete_snapshot_na
 @click.argument("name", required=False, shell_complete=complete_snapshot_name)
 @pass_session
 def list_(session: Session, name: str | None) -> None:
-    """List the snapshots, newest first; a damaged one with the reason."""
+    """List the snapshots, newest first; a damaged one with the reason.
+
+    Where snapshots share parts, OWN is what deleting one of them would free, SHARED what others have too.
+    """
     with session.manager(database=False) as manager:
         snapshots = manager.list_snapshots(name)
     if session.output.as_json:
@@ -33,6 +36,7 @@ def list_(session: Session, name: str | None) -> None:
         session.output.say(f"{which} in {session.snapshot_dir}; `keikaku create NAME` makes one")
         return
     rows = []
+    sharing = any(snapshot.shared_bytes for snapshot in snapshots)
     for snapshot in snapshots:
         counted = f"{sum(snapshot.row_counts.values()):,}" if snapshot.row_counts else ""
         state = "ok" if snapshot.is_valid else f"damaged: {snapshot.problem}"
@@ -44,13 +48,15 @@ def list_(session: Session, name: str | None) -> None:
                 snapshot.version,
                 made,
                 size(snapshot.size_bytes),
+                *((size(snapshot.own_bytes), size(snapshot.shared_bytes)) if sharing else ()),
                 counted,
                 snapshot.format,
                 state,
             )
         )
-    headers = ("NAME", "VERSION", "MADE (UTC)", "SIZE", "ROWS", "FORMAT", "STATE")
-    session.output.table(headers, rows, right=frozenset({3, 4}))
+    sizes = ("SIZE", "OWN", "SHARED") if sharing else ("SIZE",)
+    headers = ("NAME", "VERSION", "MADE (UTC)", *sizes, "ROWS", "FORMAT", "STATE")
+    session.output.table(headers, rows, right=frozenset(range(3, 4 + len(sizes))))
 
 
 @click.command(
@@ -78,7 +84,11 @@ def show(session: Session, name: str, version: str | None) -> None:
     manifest = document.pop("manifest") or {}
     counts = document.pop("row_counts")
     document["size"] = size(document.pop("size_bytes"))
-    # The schema's text is for comparing, not for reading; --json has it.
+    own_bytes, shared_bytes = document.pop("own_bytes"), document.pop("shared_bytes")
+    parts = manifest.get("parts") or {}
+    if parts:
+        document |= {"own": size(own_bytes), "shared": size(shared_bytes), "parts": f"{len(parts):,}"}
+    # The schema's text is for comparing, not for reading; --json has it, and the parts.
     hidden = {"schema_objects", "row_counts", "sequences", "size_bytes", *document}
     document |= {
         key: value for key, value in manifest.items() if key not in hidden and value not in (None, "", [], {})

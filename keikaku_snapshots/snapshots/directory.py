@@ -273,9 +273,9 @@ class SnapshotDirectory:
             return None
         order = version_order(parts.version)
         format_name = format_of_suffix(parts.suffix)[0]
-        size_bytes = status.st_size if status else 0
+        size_bytes = own_bytes = status.st_size if status else 0
         if status is not None and format_name == "directory" and stat.S_ISDIR(status.st_mode):
-            size_bytes = look(path, {}).size_bytes
+            _, size_bytes, own_bytes = look(path, {})
         elif status is not None and (wrong := _wrong_kind(format_name, status)):
             problem = f"{wrong}; {problem}"
         return Snapshot(
@@ -289,6 +289,8 @@ class SnapshotDirectory:
             is_valid=False,
             problem=problem,
             format=format_name,
+            own_bytes=own_bytes,
+            shared_bytes=size_bytes - own_bytes,
         )
 
 

@@ -1,4 +1,4 @@
-"""Many processes make, read, tag, delete and prune snapshots of one name at once."""
+"""Many processes make, read, tag, delete and prune snapshots of one name, files and directories, at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from keikaku_snapshots.snapshots.store import SnapshotStore
-from tests.snapshot_files import write
+from tests.snapshot_files import write, write_parts
 
 ROOT = Path(__file__).parents[2]
 PROCESSES, SECONDS = 6, 3.0
@@ -21,7 +21,7 @@ WORKER = textwrap.dedent(
     from keikaku_snapshots import RetentionPolicy, SnapshotManager
     from keikaku_snapshots.errors import LockBusyError, SnapshotNotFoundError
     from keikaku_snapshots.snapshots.store import SnapshotStore
-    from tests.snapshot_files import write
+    from tests.snapshot_files import write, write_parts
 
     store, until = SnapshotStore(sys.argv[1]), time.monotonic() + float(sys.argv[2])
     manager, dice = SnapshotManager(None, sys.argv[1]), random.Random(int(sys.argv[3]))
@@ -39,6 +39,7 @@ WORKER = textwrap.dedent(
 
     works = [
         lambda: write(store, "x" * dice.randrange(1, 5000)),
+        lambda: write_parts(store, {"toc.dat": str(dice.random()), "1.dat": "a" * 5000}),
         read,
         lambda: manager.tag_snapshot("app", add=[str(dice.random())]),
         delete,
@@ -55,9 +56,11 @@ WORKER = textwrap.dedent(
 
 
 def test_a_storm_of_prunes_loses_nothing_that_is_kept(tmp_path: Path) -> None:
-    """FAULTS 54, 66: whatever meets whatever, every listed snapshot is whole, and the log has every line."""
+    """FAULTS 54, 66: whatever meets whatever, all that is listed is whole, and the log has every line."""
     store = SnapshotStore(tmp_path / "snapshots", grace_s=0)
     pinned = write(store, "keep me", "20200101_000000", pinned=True)
+    parts = {"toc.dat": "toc", "1.dat": "a" * 5000}
+    shared = write_parts(store, parts, "20200101_000001", pinned=True)
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, store.directory, str(SECONDS), str(number)],
@@ -77,6 +80,7 @@ def test_a_storm_of_prunes_loses_nothing_that_is_kept(tmp_path: Path) -> None:
         with store.reading(snapshot) as opened:
             opened.check()
     assert store.find("app", pinned.version).path.read_text() == "keep me"
+    assert {part.name: part.read_text() for part in shared.path.iterdir()} == parts
     store.sweep()
     assert not list(store.directory.glob(".*.tmp"))
     lines = (store.directory / "audit.log").read_text(encoding="utf-8").splitlines()

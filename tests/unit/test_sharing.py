@@ -97,7 +97,10 @@ class TestSharing:
 
         assert (second.size_bytes, second.own_bytes, second.shared_bytes) == (8007, 3007, 5000)
         assert (again(store, first).own_bytes, again(store, first).shared_bytes) == (3007, 5000)
-        store.delete(first)
+        again(store, first).manifest_path.unlink()
+        (lost,) = [item for item in store.list() if not item.is_valid]
+        assert (lost.own_bytes, lost.shared_bytes) == (3007, 5000)
+        store.delete(lost)
         assert (again(store, second).own_bytes, again(store, second).shared_bytes) == (8007, 0)
 
     def test_snapshots_of_other_names_share_too(self, store: SnapshotStore) -> None:
