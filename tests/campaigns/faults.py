@@ -1,4 +1,4 @@
-"""What goes wrong while an action runs: deaths, full disks, lost connections, each at a moment that dice choose."""
+"""What goes wrong while an action runs: deaths, full disks, lost connections, at moments that dice choose."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def none(world: World, action: Action, _measured: Measure, _dice: random.Random)
 
 
 def kill_by_time(world: World, action: Action, measured: Measure, dice: random.Random) -> Ended:
-    """kill -9 of our process, at any moment."""
+    """Kill -9 of our process, at any moment."""
     running = start(world, action)
     time.sleep(_moment(measured, dice))
     running.process.kill()
@@ -151,13 +151,13 @@ def kill_by_time(world: World, action: Action, measured: Measure, dice: random.R
 
 
 def kill_at_file(world: World, action: Action, measured: Measure, dice: random.Random) -> Ended:
-    """kill -9 between two file operations."""
+    """Kill -9 between two file operations."""
     at = dice.randrange(max(1, measured.operations))
-    return start(world, action, **{"break": {"at": at, "mode": "kill"}}).wait()
+    return start(world, action, breaking={"at": at, "mode": "kill"}).wait()
 
 
 def kill_at_message(world: World, action: Action, measured: Measure, dice: random.Random) -> Ended:
-    """kill -9 between two messages to the server; it gets the last one, or not."""
+    """Kill -9 between two messages to the server; it gets the last one, or not."""
     at, verdict = dice.randrange(max(1, measured.sent)), dice.choice(_VERDICTS)
     running: list[Running] = []
     ready = threading.Event()
@@ -204,7 +204,7 @@ def break_files(world: World, action: Action, measured: Measure, dice: random.Ra
     """ENOSPC, a quota or a broken disk at any file operation, once or from then on."""
     at, mode = dice.randrange(max(1, measured.operations)), dice.choice(["full", "quota", "error"])
     broken = {"at": at, "mode": mode, "for_good": dice.random() < 0.5}
-    return start(world, action, **{"break": broken}).wait()
+    return start(world, action, breaking=broken).wait()
 
 
 def limit_files(world: World, action: Action, _measured: Measure, dice: random.Random) -> Ended:
@@ -240,7 +240,7 @@ def fill_disk(world: World, action: Action, measured: Measure, dice: random.Rand
 
 
 def kill_program(world: World, action: Action, _measured: Measure, dice: random.Random) -> Ended:
-    """kill -9 of pg_dump or pg_restore; nothing happens to actions without one."""
+    """Kill -9 of pg_dump or pg_restore; nothing happens to actions without one."""
     running, delay_s = start(world, action), 10 ** dice.uniform(-4, -0.8)
     parent = psutil.Process(running.process.pid)
     while running.process.poll() is None:

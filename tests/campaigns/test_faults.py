@@ -1,4 +1,4 @@
-"""Rounds of random faults: what was listed stays listed and whole, and the database is one thing or the other."""
+"""Rounds of random faults: what was listed stays whole, and the database is one thing or the other."""
 
 from __future__ import annotations
 

@@ -42,8 +42,8 @@ class Breaking:
         self.at, self.mode, self.for_good = at, mode, for_good
         self.count = 0
 
-    def __call__(self, _files: FileSystem, _operation: str, path: Path) -> None:
-        """Take the place of `FileSystem.before`."""
+    def before(self, _operation: str, path: Path) -> None:
+        """Be told of an operation ahead of it."""
         number, self.count = self.count, self.count + 1
         if self.at < 0 or not (number == self.at or (self.for_good and number > self.at)):
             return
@@ -65,8 +65,9 @@ def main(specification: dict[str, Any]) -> int:
     """Do it; give the exit code."""
     for name in _INSIDE:
         importlib.import_module(f"keikaku_snapshots.snapshots.{name}")
-    breaking = Breaking(**specification.get("break", {}))
-    FileSystem.before = lambda *arguments: breaking(*arguments)  # type: ignore[method-assign]
+    breaking = Breaking(**specification.get("breaking", {}))
+    # On the class: whatever makes a `FileSystem` of its own is met as well.
+    FileSystem.before = lambda _, *arguments: breaking.before(*arguments)  # type: ignore[method-assign]
     retry = RetryPolicy(attempts=2, wait_min_s=0.01, wait_max_s=0.05)
     options = {"minimum_free_mb": 0, "retry": retry, **specification.get("options", {})}
     manager = SnapshotManager(specification["url"], specification["directory"], **options)
