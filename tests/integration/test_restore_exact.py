@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -55,15 +55,25 @@ def test_every_way_gives_back_the_same_dump(
                 manager.restore_snapshot("rich", strategy="swap")
 
 
-@pytest.mark.parametrize("format_name", ["plain", "custom", "directory"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"compression": "gzip", "level": 6},
+        {"compression": "zstd"},
+        {"format": "custom"},
+        {"format": "directory"},
+    ],
+    ids=str,
+)
 def test_an_empty_database_of_another_name_becomes_the_same(
-    server: Server, make_database: MakeDatabase, tmp_path: Path, format_name: str
+    server: Server, make_database: MakeDatabase, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     """Sharing snapshots is the purpose: another database is no obstacle, in place or by swap."""
     url = make_database(server)
     schemas.make_rich(server, url)
     with SnapshotManager(url, tmp_path, minimum_free_mb=1) as manager:
-        manager.create_snapshot("rich", format=format_name)
+        manager.create_snapshot("rich", **options)
     for strategy in ("in_place", "swap"):
         other = make_database(server)
         with SnapshotManager(other, tmp_path, minimum_free_mb=1) as manager:
