@@ -66,6 +66,7 @@ class KeikakuError(RuntimeError):
         what: What happened, one line of plain English, no full stop.
         found: What was found and where; lines.
         hint: What to do; the class's own ``hint`` when empty.
+        hint_ja: The same in Japanese.
         fields: Further facts for code, such as a constraint's name or a key
             that must not appear in logs; readable as attributes of
             ``details``.
@@ -76,14 +77,17 @@ class KeikakuError(RuntimeError):
     term: ClassVar[str] = ""
     #: What to do, when the place that raises knows nothing better.
     default_hint: ClassVar[str] = "Run the command again with -v and report what it prints."
-    #: The same in Japanese, shown with ``KEIKAKU_LANG=ja``.
-    hint_ja: ClassVar[str] = "-v を付けて再実行し、表示された内容を報告してください。"
+    #: The same in Japanese, shown with ``KEIKAKU_LANG=ja``; an error with a hint of its own may have its own.
+    hint_ja: str = "-v を付けて再実行し、表示された内容を報告してください。"
 
-    def __init__(self, what: str, *, found: str = "", hint: str = "", **fields: Any) -> None:
+    def __init__(
+        self, what: str, *, found: str = "", hint: str = "", hint_ja: str = "", **fields: Any
+    ) -> None:
         super().__init__(what)
         self.what = what
         self.found = found
         self.hint = hint or self.default_hint
+        self.hint_ja = hint_ja or type(self).hint_ja
         self.details: dict[str, Any] = fields
 
     @property
@@ -102,13 +106,13 @@ class KeikakuError(RuntimeError):
     def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions cross process boundaries (executors); keyword arguments
         # are lost by the default protocol.
-        return (_rebuild, (type(self), self.what, self.found, self.hint, self.details))
+        return (_rebuild, (type(self), self.what, self.found, self.hint, self.hint_ja, self.details))
 
 
 def _rebuild(
-    kind: type[KeikakuError], what: str, found: str, hint: str, fields: dict[str, Any]
+    kind: type[KeikakuError], what: str, found: str, hint: str, hint_ja: str, fields: dict[str, Any]
 ) -> KeikakuError:
-    return kind(what, found=found, hint=hint, **fields)
+    return kind(what, found=found, hint=hint, hint_ja=hint_ja, **fields)
 
 
 class UsageError(KeikakuError, ValueError):
@@ -180,8 +184,8 @@ class UnknownDatasetError(UsageError):
 class SnapshotExistsError(UsageError):
     """This version of the snapshot exists already and overwriting was not asked for."""
 
-    default_hint = "Leave the version out to make a new one, or pass overwrite=True."
-    hint_ja = "version を省略して新しい版を作るか、overwrite=True を指定してください。"
+    default_hint = "Leave the version out to make a new one, or pass overwrite=True (--overwrite)."
+    hint_ja = "version を省略して新しい版を作るか、overwrite=True(--overwrite)を指定してください。"
 
 
 class SnapshotNotFoundError(KeikakuError, FileNotFoundError):

@@ -22,7 +22,7 @@ from keikaku_snapshots.cli.output import Output
 from keikaku_snapshots.cli.run import present
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from keikaku_snapshots.errors import KeikakuError
     from keikaku_snapshots.postgres.url import DatabaseURL
@@ -33,13 +33,21 @@ RECORD = "RECORD_MESSAGES"
 
 #: What is another one in each run: pattern, what stands for it in the documents.
 _VARYING = (
-    (r"(?<!\d)20\d{6}_\d{6}(?:_\d+)?(?!\d)", "20260401_030000"),
     (r"\.\d+\.[0-9a-f]{12}\.tmp\b", ".4711.5d2f.tmp"),
-    (r"\b[0-9a-f]{64}\b", "3f1c…"),
+    (r"has \d+ bytes, the manifest says \d+", "has 4096 bytes, the manifest says 5208"),
+    (
+        r"needed [\d,.]+ MB \(estimated [\d,.]+ MB and [\d,.]+ MB(.*?)\), free [\d,.]+ MB",
+        r"needed 1,412 MB (estimated 412 MB and 1,000 MB\1), free 803 MB",
+    ),
     (r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "6b0e8d0c-…"),
     (r'(?:127\.0\.0\.1|localhost)(:|", port |, port )\d+', r"db.example\g<1>5432"),
     (r"127\.0\.0\.1", "db.example"),
-    (r"\b(process|PID|pid) \d+", r"\1 4711"),
+    (r"\b(process|PID|pid) \d+(?: on \S+)?", r"\1 4711"),
+)
+#: The same where several that differ must stay different.
+_NUMBERED: tuple[tuple[str, Callable[[int], str]], ...] = (
+    (r"(?<!\d)20\d{6}_\d{6}(?:_\d+)?(?!\d)", lambda number: f"202604{number:02}_030000"),
+    (r"\b[0-9a-f]{64}\b", lambda number: f"{0x3F1C * number:04x}…"),
 )
 
 
@@ -109,6 +117,9 @@ class Said:
             text = text.replace(word, self._hidden[word])
         for pattern, word in (*hide.items(), *_VARYING):
             text = re.sub(pattern, word, text)
+        for pattern, numbered in _NUMBERED:
+            for number, found in enumerate(dict.fromkeys(re.findall(pattern, text)), start=1):
+                text = text.replace(found, numbered(number))
         return text
 
 

@@ -30,6 +30,12 @@ _CREATE_SYSTEM_STAFF = (
     "or insert the staff with this id (and flush it) before the offices."
 )
 
+_CREATE_SYSTEM_STAFF_JA = (
+    "先にシステムスタッフを作成してください。"
+    "created_by を省略すると bulk_create_offices が作成または再利用します。"
+    "または、この id のスタッフを事業所より先に登録(flush)してください。"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -131,7 +137,7 @@ def create_offices(
         explained = translate(error, doing="copying offices", table="offices")
         if created_by is None or not isinstance(explained, ForeignKeyError):
             raise
-        explained.hint = _CREATE_SYSTEM_STAFF
+        explained.hint, explained.hint_ja = _CREATE_SYSTEM_STAFF, _CREATE_SYSTEM_STAFF_JA
         raise explained from (error.__cause__ if explained is error else error)
     return records.records_of(records.Office, values)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from keikaku_snapshots import errors
 from keikaku_snapshots.postgres.server_report import ServerReport, chain_of, report_of
@@ -157,9 +157,18 @@ class _Context:
         return "\n".join(kept)
 
     def build(
-        self, kind: type[errors.KeikakuError], sentence: str, *lines: str, hint: str = "", **fields: object
+        self,
+        kind: type[errors.KeikakuError],
+        sentence: str,
+        *lines: str,
+        hint: str = "",
+        hint_ja: str = "",
+        **fields: Any,
     ) -> errors.KeikakuError:
-        return kind(self.what(sentence), found=self.found(*lines), hint=self.hint or hint, **fields)
+        what, found = self.what(sentence), self.found(*lines)
+        if self.hint:
+            return kind(what, found=found, hint=self.hint, hint_ja="", **fields)
+        return kind(what, found=found, hint=hint, hint_ja=hint_ja, **fields)
 
 
 #: SQLSTATE or its class → (error, sentence, hint). The longest match wins.
@@ -184,7 +193,11 @@ _BY_STATE: dict[str, tuple[type[errors.KeikakuError], str, str]] = {
     "57014": (errors.OperationTimeoutError, "the server cancelled the statement", ""),
     "25P03": (errors.OperationTimeoutError, "the server ended a transaction that was idle too long", ""),
     "25P04": (errors.OperationTimeoutError, "the server ended a transaction that took too long", ""),
-    "55P03": (errors.DatabaseInUseError, "a lock was not granted in time", ""),
+    "55P03": (
+        errors.DatabaseInUseError,
+        "a lock was not granted in time",
+        "Find out who holds it (pg_locks, pg_stat_activity) and end that session, or wait longer for locks.",
+    ),
     "55006": (errors.DatabaseInUseError, "the database is in use by other sessions", ""),
     "40001": (
         errors.DatabaseInUseError,
@@ -225,6 +238,32 @@ _BY_STATE: dict[str, tuple[type[errors.KeikakuError], str, str]] = {
     "23": (errors.DataError, "a constraint refused a row", ""),
     "428C9": (errors.DataError, "a generated column cannot be written", ""),
 }
+_RUN_MIGRATIONS_JA = "先にマイグレーションを実行してください。"
+_RUN_AGAIN_JA = "別のセッションが同じテーブルを使用しています。再実行してください。"
+#: The hints above in Japanese.
+_HINTS_JA: dict[str, str] = {
+    "3D000": "データベースを作成する(createdb NAME)か、URL のデータベース名を修正してください。",
+    "53300": "不要な接続を閉じるか、max_connections を上げてください。",
+    "55P03": (
+        "ロックを保持しているセッションを pg_locks と pg_stat_activity で確認して終了するか、"
+        "ロックの待ち時間を延ばしてください。"
+    ),
+    "40001": _RUN_AGAIN_JA,
+    "40P01": _RUN_AGAIN_JA,
+    "25006": (
+        "プライマリサーバーに接続し、"
+        "データベースとロールの default_transaction_read_only を確認してください。"
+    ),
+    "53100": "データベースサーバーの空き容量を確保して再実行してください。",
+    "53200": (
+        "メッセージに max_locks_per_transaction がある場合は、その値を上げてサーバーを再起動してください。"
+    ),
+    "42P01": _RUN_MIGRATIONS_JA,
+    "42703": _RUN_MIGRATIONS_JA,
+    "3F000": _RUN_MIGRATIONS_JA,
+    "42P04": "別の名前を指定してください。",
+    "P0": "上記のメッセージに従って行を修正するか、この作業の間トリガーを無効にしてください。",
+}
 _CONSTRAINTS: dict[str, tuple[type[errors.DataError], str]] = {
     "23001": (errors.ForeignKeyError, "other rows still refer to this row"),
     "23502": (errors.NotNullError, "a column that must have a value got none"),
@@ -243,9 +282,9 @@ def _from_state(report: ServerReport, context: _Context) -> errors.KeikakuError:
             kind, sentence, hint = _BY_STATE[key]
             break
     else:
-        kind, sentence, hint = errors.KeikakuError, "the server refused the statement", report.hint
+        key, kind, sentence, hint = "", errors.KeikakuError, "the server refused the statement", report.hint
     message = report.message
-    fields: dict[str, object] = {"detail": report.detail, "context": report.context}
+    fields: dict[str, Any] = {"detail": report.detail, "context": report.context}
     if kind is errors.DataError:
         # "invalid input syntax for type integer: "…"" repeats the value.
         fields["server_message"] = message
@@ -253,10 +292,10 @@ def _from_state(report: ServerReport, context: _Context) -> errors.KeikakuError:
     lines = [f"Server: {message} (SQLSTATE {report.sqlstate})"]
     if kind is errors.DataError:
         lines += _place_lines(report, context, fields)
-    return context.build(kind, sentence, *lines, hint=hint, **fields)
+    return context.build(kind, sentence, *lines, hint=hint, hint_ja=_HINTS_JA.get(key, ""), **fields)
 
 
-def _place_lines(report: ServerReport, context: _Context, fields: dict[str, object]) -> list[str]:
+def _place_lines(report: ServerReport, context: _Context, fields: dict[str, Any]) -> list[str]:
     """Table, column, line and batch, as far as they are known, also into ``fields``."""
     table, column = report.place or context.table, report.column
     lines: list[str] = []
@@ -279,7 +318,7 @@ def _place_lines(report: ServerReport, context: _Context, fields: dict[str, obje
 
 def _constraint_error(report: ServerReport, context: _Context) -> errors.KeikakuError:
     kind, sentence = _CONSTRAINTS[report.sqlstate]
-    fields: dict[str, object] = {"server_message": report.message, "context": report.context}
+    fields: dict[str, Any] = {"server_message": report.message, "context": report.context}
     key = _KEY.search(report.detail)
     columns = key["columns"] if key else ""
     other = ""
@@ -325,7 +364,7 @@ def _from_text(error: BaseException, context: _Context) -> errors.KeikakuError:
         return context.build(errors.AuthenticationError, "the server refused the role or its password", text)
     if _UNKNOWN_DATABASE_TEXT.search(text):
         _, sentence, hint = _BY_STATE["3D000"]
-        return context.build(errors.ConnectError, sentence, text, hint=hint)
+        return context.build(errors.ConnectError, sentence, text, hint=hint, hint_ja=_HINTS_JA["3D000"])
     if _CONNECT_DENIED_TEXT.search(text):
         return context.build(
             errors.AccessDeniedError,
@@ -335,7 +374,7 @@ def _from_text(error: BaseException, context: _Context) -> errors.KeikakuError:
         )
     if _TOO_MANY_TEXT.search(text):
         _, sentence, hint = _BY_STATE["53300"]
-        return context.build(errors.ConnectError, sentence, text, hint=hint)
+        return context.build(errors.ConnectError, sentence, text, hint=hint, hint_ja=_HINTS_JA["53300"])
     if _is_connection_error(error):
         return context.build(errors.ConnectError, _connect_sentence(error, text), text)
     if isinstance(error, TimeoutError):
@@ -354,13 +393,13 @@ def _is_connection_error(error: BaseException) -> bool:
 def _connect_sentence(error: BaseException, text: str) -> str:
     lowered = text.lower()
     if "refused" in lowered:
-        return "The server refused the connection"
+        return "the server refused the connection"
     if type(error).__name__ == "ConnectionTimeout" or "timeout" in lowered or "timed out" in lowered:
-        return "The server did not answer in time"
+        return "the server did not answer in time"
     if "resolve" in lowered or "name or service" in lowered or type(error).__name__ == "gaierror":
-        return "The server's host name is not known"
+        return "the server's host name is not known"
     if "ssl" in lowered:
-        return "No encrypted connection could be made"
+        return "no encrypted connection could be made"
     if "closed" in lowered or "lost" in lowered or "reset" in lowered:
-        return "The connection to the server was lost"
-    return "The server cannot be reached"
+        return "the connection to the server was lost"
+    return "the server cannot be reached"

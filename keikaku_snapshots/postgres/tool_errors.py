@@ -210,6 +210,7 @@ def _by_signal(failure: _Failure) -> errors.KeikakuError | None:
             errors.DiskFullError,
             f"{result.program} reached the largest file size allowed",
             hint="Raise the limit (ulimit -f unlimited), or use compression.",
+            hint_ja="ファイルサイズの上限を上げる(ulimit -f unlimited)か、圧縮を使用してください。",
         )
     name = _signal_name(-result.returncode)
     hint = ""
@@ -329,7 +330,7 @@ def _by_state(failure: _Failure) -> errors.KeikakuError | None:
     if state:
         return failure.build(
             failure.default,
-            f"The server refused what {program} asked",
+            f"the server refused what {program} asked",
             hint=hints.get(state, ""),
             sqlstate=state,
         )

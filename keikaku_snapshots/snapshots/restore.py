@@ -6,7 +6,7 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from keikaku_snapshots.errors import (
     DatabaseInUseError,
@@ -256,7 +256,7 @@ class Restore:
             return "in_place", f"a swap is not possible: {'; '.join(reasons)}"
         return "swap", "sessions are disconnected as asked" if others else "nobody else is connected"
 
-    def _refuse_in_place_with_hooks(self, reasons: Sequence[str], **fields: object) -> None:
+    def _refuse_in_place_with_hooks(self, reasons: Sequence[str], **fields: Any) -> None:
         """Hooks need the database beside: never silently without them."""
         if not self._options.hooks:
             return

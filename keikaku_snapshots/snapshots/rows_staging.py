@@ -274,6 +274,8 @@ class Staging:
             found="\n".join(shown),
             hint="Migrate the database to the schema of the snapshot, or make a new snapshot. "
             "Nothing was changed.",
+            hint_ja="データベースをスナップショットのスキーマに合わせてマイグレーションするか、"
+            "スナップショットを作り直してください。何も変更されていません。",
             differences=lines,
         )
 
