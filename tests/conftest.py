@@ -88,6 +88,16 @@ def pytest_report_header() -> str:
     return "PostgreSQL servers: " + ", ".join(parts)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what the campaigns report, with the seeds that repeat them, also when all went well."""
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport) and report.when == "teardown":
+                for name, value in report.user_properties:
+                    if name == "campaign":
+                        terminalreporter.write_line(str(value))
+
+
 def _base(config: pytest.Config) -> Path:
     if _BASE not in config.stash:
         config.stash[_BASE] = servers.make_base_directory()

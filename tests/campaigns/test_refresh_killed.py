@@ -9,7 +9,6 @@ import stat
 import subprocess
 import sys
 import time
-from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -128,38 +127,26 @@ def _play(directory: Path, url: DatabaseURL, door: Door, dice: random.Random, ty
     return codes
 
 
-@pytest.mark.parametrize(
-    "default", [pytest.param(3, id="smoke"), pytest.param(30, marks=pytest.mark.slow, id="full")]
-)
 def test_refreshes_that_are_killed_never_replace_good_by_half(
-    default: int,
-    server: Server,
-    make_database: MakeDatabase,
-    campaign: Campaign,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    campaign: Campaign, server: Server, make_database: MakeDatabase, tmp_path: Path
 ) -> None:
     """FAULTS 42, 44, 57, 58; B10: whatever is killed, the good ones stay until a whole one is there."""
     urls = {DUMP: make_database(server), GENERATE: make_database(server)}
     bookstore.run(urls[DUMP], bookstore.SCHEMA + _ROWS)
     directory = tmp_path / "snapshots"
     typical_s: dict[Door, float] = {}
-    outcomes: Counter[str] = Counter()
-    begun = time.monotonic()
-    rounds = campaign.rounds(default) if default > 10 else list(range(default))
-    for number in rounds:
-        dice = random.Random(f"{campaign.seed}/refresh/{number}")
+    for number in campaign.rounds(30, smoke=2):
+        dice = random.Random(campaign.dice("refresh", number))
         door = GENERATE if number % 3 == 2 else DUMP
         if door not in typical_s:
             process, started = _start(directory, urls[door], door), time.monotonic()
             assert process.communicate(timeout=_PATIENCE_S) == ("", "")
             typical_s[door] = time.monotonic() - started
-        said = f"KEIKAKU_CAMPAIGN_SEED={campaign.seed} KEIKAKU_CAMPAIGN_ROUND={number}"
         try:
             codes = _play(directory, urls[door], door, dice, typical_s[door])
         except AssertionError as error:
-            pytest.fail(f"{said}: {error}")
-        outcomes[f"{door.name} {codes}"] += 1
+            pytest.fail(f"{campaign.said(number)}: {error}")
+        campaign.outcomes[f"{door.name} {codes}"] += 1
     # The next run heals: it works, and nothing of the dead is left.
     for door, url in urls.items():
         if door in typical_s:
@@ -172,8 +159,3 @@ def test_refreshes_that_are_killed_never_replace_good_by_half(
     SnapshotStore(directory, grace_s=0).sweep()
     assert not list(directory.glob(".*.tmp"))
     _assert_private(directory)
-    with capsys.disabled():
-        seconds = time.monotonic() - begun
-        print(f"\nrefresh: KEIKAKU_CAMPAIGN_SEED={campaign.seed}, {len(rounds)} rounds, {seconds:.0f} s")  # noqa: T201
-        for outcome, count in sorted(outcomes.items()):
-            print(f"  {count:4} {outcome}")  # noqa: T201
