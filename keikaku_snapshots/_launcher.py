@@ -1,7 +1,10 @@
 """The one thread that forks, and what a child does before it becomes another program.
 
 Linux sends a child's death signal when the *thread* that forked it ends, so
-that thread must live as long as the process (FAULTS 45).
+that thread must live as long as the process (FAULTS 45). A death signal is not
+inherited: the workers that ``pg_dump -j`` forks would go on. They hold a pipe
+whose other end only this process has; when it is gone the kernel tells the
+whole process group (``F_SETOWN``, ``F_SETSIG`` and ``O_ASYNC`` of fcntl(2)).
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+#: fcntl(2) command number of Linux; Python before 3.12 does not name it everywhere.
+_F_SETSIG = 10
 #: prctl(2) option number; the same on every Linux architecture.
 PR_SET_PDEATHSIG = 1
 
@@ -60,11 +65,36 @@ def _get_launcher() -> Launcher:
         return _launcher
 
 
+#: Ends of the pipe that tells programs of our death; the second one is never written to.
+_life: tuple[int, int] | None = None
+
+
 def _forget_launcher() -> None:
     # Threads do not survive os.fork(); a child that kept the object would wait for ever.
-    global _launcher, _launcher_lock  # noqa: PLW0603
+    global _launcher, _launcher_lock, _life  # noqa: PLW0603
     _launcher = None
     _launcher_lock = threading.Lock()
+    # A child with the writing end would keep its parent alive for the parent's programs.
+    ends, _life = _life, None
+    for end in ends or ():
+        os.close(end)
+
+
+def open_life() -> int | None:
+    """Return a descriptor for one program, by which it dies with us; the caller closes it after the start.
+
+    Only in the thread that forks. None where the system has no such thing.
+    """
+    global _life  # noqa: PLW0603 - one for each process, by design
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        if _life is None:
+            _life = os.pipe()
+        # Opened anew: whom the kernel tells is kept by the opened file, and each program is another group.
+        return os.open(f"/proc/self/fd/{_life[0]}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
 
 
 if hasattr(os, "register_at_fork"):
@@ -86,16 +116,20 @@ def allow_fork_with_threads() -> None:
         warnings.filterwarnings("ignore", message=_FORK_WARNING, category=DeprecationWarning)
 
 
-def child_setup() -> Callable[[], None]:
+def child_setup(life: int | None = None) -> Callable[[], None]:
     """Return what the child does between fork and exec.
 
     Everything is looked up before the fork: the child of a process with
     threads must not import or allocate more than it has to.
+
+    Args:
+        life: From `open_life`; the child leads a process group of its own and inherits it.
     """
     set_mask, set_mask_how = signal.pthread_sigmask, signal.SIG_SETMASK
     if not sys.platform.startswith("linux"):
         return lambda: set_mask(set_mask_how, ()) and None
     import ctypes
+    import fcntl
 
     library = ctypes.CDLL(None, use_errno=True)
     prctl, set_handler = library.prctl, library.signal
@@ -104,13 +138,19 @@ def child_setup() -> Callable[[], None]:
     # A shell's `command &` ignores these two; an ignored signal stays ignored in the new program,
     # and psql could not be asked to cancel its query.
     to_default = (int(signal.SIGINT), int(signal.SIGQUIT))
-    parent, getppid, leave, kill = os.getpid(), os.getppid, os._exit, int(signal.SIGKILL)
+    parent, getpid, getppid, leave, kill = os.getpid(), os.getpid, os.getppid, os._exit, int(signal.SIGKILL)
+    control, set_owner, set_signal, set_flags = fcntl.fcntl, fcntl.F_SETOWN, _F_SETSIG, fcntl.F_SETFL
+    flags = os.O_NONBLOCK | fcntl.FASYNC
 
     def setup() -> None:
         set_mask(set_mask_how, ())
         for number in to_default:
             set_handler(number, None)
         prctl(PR_SET_PDEATHSIG, kill, 0, 0, 0)
+        if life is not None:
+            control(life, set_signal, kill)
+            control(life, set_owner, -getpid())
+            control(life, set_flags, flags)
         # The parent may have died before prctl; then no signal will ever come.
         if getppid() != parent:
             leave(127)

@@ -2,7 +2,8 @@
 
 A program gets a list argv with an absolute path, exactly the environment that
 is given, no standard input, a session (and so a process group) of its own, and
-on Linux a death signal: when this process is killed, the program goes too.
+on Linux a death signal: when this process is killed, the program goes too, and
+the processes that it has forked.
 
 All programs are forked from one long-lived daemon thread. Linux sends the
 death signal when the *thread* that forked ends, so a program started from a
@@ -21,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from keikaku_snapshots._launcher import allow_fork_with_threads, child_setup, launch
+from keikaku_snapshots._launcher import allow_fork_with_threads, child_setup, launch, open_life
 from keikaku_snapshots._running import RunningTool, ToolResult
 from keikaku_snapshots.errors import DiskFullError, ToolError, ToolMissingError, UsageError
 
@@ -53,19 +54,24 @@ def _spawn(
     umask: int,
 ) -> subprocess.Popen[bytes]:
     allow_fork_with_threads()
-    return subprocess.Popen(
-        argv,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE if capture_stdout or merge_output else subprocess.DEVNULL,
-        stderr=subprocess.STDOUT if merge_output else subprocess.PIPE,
-        bufsize=0,
-        close_fds=True,
-        pass_fds=pass_fds,
-        start_new_session=True,
-        umask=umask,
-        preexec_fn=child_setup(),  # noqa: PLW1509 - runs in the launcher thread, see child_setup
-    )
+    life = open_life()
+    try:
+        return subprocess.Popen(
+            argv,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if capture_stdout or merge_output else subprocess.DEVNULL,
+            stderr=subprocess.STDOUT if merge_output else subprocess.PIPE,
+            bufsize=0,
+            close_fds=True,
+            pass_fds=pass_fds if life is None else (*pass_fds, life),
+            start_new_session=True,
+            umask=umask,
+            preexec_fn=child_setup(life),  # noqa: PLW1509 - runs in the launcher thread, see child_setup
+        )
+    finally:
+        if life is not None:
+            os.close(life)
 
 
 def start_tool(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from keikaku_snapshots.errors import ConnectError
+
 if TYPE_CHECKING:
     from keikaku_snapshots.postgres.connect import Connection
+    from keikaku_snapshots.postgres.url import DatabaseURL
 
 #: What the server, the role and the database allow, each with what is used of it. A plain role does
 #: not see what kind of session another role has, but background processes are in no database.
@@ -35,3 +38,29 @@ def free_connections(connection: Connection) -> int:
     """
     row = connection.execute(_LEFT).fetchone()
     return max(0, int(row[0])) if row else 0
+
+
+def check_free_connections(connection: Connection, url: DatabaseURL, jobs: int, *, beside: int) -> None:
+    """Make sure that a program can work with so many connections, before anything is begun.
+
+    Args:
+        connection: The database.
+        url: The same, for messages.
+        jobs: Connections that work at once.
+        beside: Further ones that are needed.
+
+    Raises:
+        ConnectError: There are too few; worth trying again later.
+    """
+    free = free_connections(connection)
+    if jobs + beside <= free:
+        return
+    raise ConnectError(
+        f"jobs={jobs} needs {jobs + beside} more connections to the server, which has {free} left",
+        found=f"Database: {url.location}",
+        hint="Use fewer jobs (--jobs), end idle sessions, or raise max_connections "
+        "(or the connection limit of the role or the database).",
+        hint_ja="jobs(--jobs)を減らすか、不要な接続を閉じるか、max_connections"
+        "(ロールやデータベースの接続上限も)を上げてください。",
+        transient=True,
+    )

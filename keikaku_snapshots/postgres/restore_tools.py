@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 from keikaku_snapshots._process import RunningTool, ToolResult, run_tool
 from keikaku_snapshots.errors import UsageError
 from keikaku_snapshots.postgres.tool_environment import base_environment
-from keikaku_snapshots.postgres.tool_errors import translate_tool_failure
 from keikaku_snapshots.postgres.tool_start import (
     Section,
     Watch,
@@ -135,28 +134,6 @@ def run_psql(
     """
     with start_psql(tools, url, files, **options) as running:
         return running.wait()
-
-
-def pg_restore_list(
-    tools: Tools,
-    archive: str | os.PathLike[str],
-    *,
-    pass_fds: Sequence[int] = (),
-    timeout_s: float | None = 60.0,
-) -> str:
-    """Return the table of contents of an archive, as ``pg_restore --list`` writes it.
-
-    Raises:
-        SnapshotCorruptError: It is no archive.
-        ToolVersionError: It was made by newer programs.
-    """
-    argv: list[str | Path] = [tools.pg_restore, "--list", absolute(archive)]
-    result = run_tool(
-        argv, env=base_environment(), capture_stdout=True, pass_fds=pass_fds, timeout_s=timeout_s
-    )
-    if not result.ok:
-        raise translate_tool_failure(result, None, doing=f"reading {os.fspath(archive)}")
-    return result.stdout
 
 
 def pg_restore_script(

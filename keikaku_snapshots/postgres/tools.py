@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypedDict, Unpack
 
 from keikaku_snapshots.errors import UsageError
 from keikaku_snapshots.postgres.restore_tools import (
-    pg_restore_list,
     pg_restore_script,
     run_pg_restore,
     run_psql,
@@ -42,7 +41,6 @@ __all__ = [
     "Tools",
     "base_environment",
     "find_tools",
-    "pg_restore_list",
     "pg_restore_script",
     "public_stderr",
     "run_pg_dump",

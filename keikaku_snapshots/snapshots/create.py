@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from keikaku_snapshots.errors import ConnectError
 from keikaku_snapshots.postgres import catalog
+from keikaku_snapshots.postgres.capacity import check_free_connections
 from keikaku_snapshots.postgres.connect import connect, is_transient, retrying, server_info, translated
 from keikaku_snapshots.postgres.tools import Tools, find_tools
 from keikaku_snapshots.snapshots.disk import check_space, estimate_bytes
@@ -134,6 +135,9 @@ class Create:
             tables = [table.name.text for table in catalog.tables(connection) if table.holds_rows]
             size = catalog.database_size_bytes(connection)
             check_row_security(connection, self._url)
+            if self._options.jobs > 1:
+                # Beside the workers the one that leads them; ours is there already.
+                check_free_connections(connection, self._url, self._options.jobs, beside=1)
         earlier = [
             item.manifest for item in self._store.list(name) if item.is_valid and item.manifest is not None
         ]

@@ -24,7 +24,7 @@ MINIMUM_FREE_INODES: Final = 16
 _GROWTH: Final = 1.5
 #: Dump bytes for each byte of the database, when there is no earlier dump: text
 #: without indexes is usually smaller, packed text larger.
-_FACTORS: Final = {"plain": 1.2, "custom": 0.6, "json": 2.0}
+_FACTORS: Final = {"plain": 1.2, "custom": 0.6, "directory": 0.6, "json": 2.0}
 _PACKED: Final = 0.5
 _NETWORK_FILE_SYSTEMS: Final = frozenset(
     {
@@ -56,12 +56,12 @@ def estimate_bytes(
     Args:
         database_bytes: What the server says the database takes.
         last_snapshot_bytes: Size of the last snapshot of the same database and format.
-        format_name: ``plain``, ``custom`` or ``json``.
-        compressed: A compression is on.
+        format_name: ``plain``, ``custom``, ``directory`` or ``json``.
+        compressed: A compression is on that is not the format's own.
     """
     if last_snapshot_bytes is not None:
         return int(last_snapshot_bytes * _GROWTH)
-    factor = _FACTORS.get(format_name, 1.0) * (_PACKED if compressed and format_name != "custom" else 1.0)
+    factor = _FACTORS.get(format_name, 1.0) * (_PACKED if compressed else 1.0)
     return int(database_bytes * factor)
 
 

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Self
 
 from keikaku_snapshots.errors import SnapshotCorruptError
-from keikaku_snapshots.postgres.tools import pg_restore_list, pg_restore_script
+from keikaku_snapshots.postgres.tools import pg_restore_script, translate_tool_failure
 from keikaku_snapshots.snapshots.hashing import GrowingFileHash, hash_descriptor
 from keikaku_snapshots.snapshots.packed_file import PackedHash
 from keikaku_snapshots.snapshots.part_files import hash_parts
@@ -103,9 +103,8 @@ def check_archive(tools: Tools, descriptor: int, name: str) -> None:
 
     Raises:
         SnapshotCorruptError: It cannot be read.
+        ToolVersionError: It was made by newer programs.
     """
-    path = f"/dev/fd/{descriptor}"
-    pg_restore_list(tools, path, pass_fds=(descriptor,))
-    result = pg_restore_script(tools, path, "/dev/null", pass_fds=(descriptor,))
+    result = pg_restore_script(tools, f"/dev/fd/{descriptor}", "/dev/null", pass_fds=(descriptor,))
     if not result.ok:
-        raise SnapshotCorruptError(f"{name} cannot be read as an archive", found=result.stderr.strip()[-500:])
+        raise translate_tool_failure(result, None, doing=f"reading {name}", kind=SnapshotCorruptError)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keikaku_snapshots.errors import AccessDeniedError, RefusedError
-from keikaku_snapshots.postgres.capacity import free_connections
+from keikaku_snapshots.postgres.capacity import check_free_connections, free_connections
 from keikaku_snapshots.postgres.connect import connect, server_info
 from keikaku_snapshots.postgres.tools import Tools, find_tools, pg_restore_script, translate_tool_failure
 from keikaku_snapshots.snapshots.disk import ReserveWatcher
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: Most connections that load at once unless more are asked for.
 _USUAL_JOBS = 4
+#: Below this a load by one connection is as fast: two programs less are started (docs/design.md, Directory).
+_WORTH_BYTES = 2 << 20
 #: Connections that a swap has beside those that load: loading, analysing, locking.
 _OWN_CONNECTIONS = 3
 
@@ -50,7 +52,7 @@ class Sources:
             opened: The snapshot, held so that nobody deletes it.
             store: Where it is, and where it is unpacked.
             url: The database that it goes into.
-            jobs: Connections that load a directory; as many as there are processors, at most 4, if None.
+            jobs: Connections that load a directory; as many as are worthwhile, at most 4, if None.
             pg_bin: Where the programs are.
             minimum_free_mb: Megabytes that must stay free where it is unpacked.
         """
@@ -105,7 +107,10 @@ class Sources:
         with connect(self._url, autocommit=True) as connection:
             tools = find_tools(server_info(connection).major, configured=self._pg_bin)
             if self._jobs is not None:
+                check_free_connections(connection, self._url, self._jobs, beside=_OWN_CONNECTIONS)
                 return tools, self._jobs
+            if self._opened.snapshot.size_bytes < _WORTH_BYTES:
+                return tools, 1
             free = free_connections(connection) - _OWN_CONNECTIONS
         return tools, max(1, min(_USUAL_JOBS, len(os.sched_getaffinity(0)), free))
 

@@ -19,7 +19,6 @@ from keikaku_snapshots._process import run_tool
 from keikaku_snapshots.postgres.inherited import inherited_settings_hidden
 from keikaku_snapshots.postgres.tools import (
     find_tools,
-    pg_restore_list,
     pg_restore_script,
     run_pg_dump,
     run_pg_restore,
@@ -272,8 +271,9 @@ def test_an_older_pg_dump_is_refused_by_name(server: Server, database: DatabaseU
 def test_a_newer_archive_is_refused_by_an_older_pg_restore(database: DatabaseURL, tmp_path: Path) -> None:
     """FAULTS 68: the version is the cause, not the file."""
     assert run_pg_dump(find_tools(18), database, tmp_path / "a.dump", format="custom").ok
-    with pytest.raises(errors.ToolVersionError):
-        pg_restore_list(find_tools(16), tmp_path / "a.dump")
+    result = pg_restore_script(find_tools(16), tmp_path / "a.dump", "/dev/null")
+    error = translate_tool_failure(result, None, doing="reading", kind=errors.SnapshotCorruptError)
+    assert isinstance(error, errors.ToolVersionError)
 
 
 def test_a_damaged_archive_is_found_by_reading_all_of_it(

@@ -329,6 +329,25 @@ def test_the_program_dies_with_a_killed_python(tmp_path: Path) -> None:
 
 
 @LINUX
+def test_the_children_of_the_program_die_with_a_killed_python(tmp_path: Path) -> None:
+    """FAULTS 44, 48: pg_dump -j forks workers, and a death signal is not inherited."""
+    code = (
+        "from keikaku_snapshots._process import run_tool\n"
+        "run_tool(['/bin/sh', '-c', 'sleep 60 & echo $! > {0}.new && mv {0}.new {0}; wait'], env={{}})\n"
+    ).format(tmp_path / "pid")
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    try:
+        until((tmp_path / "pid").exists)
+        worker = int((tmp_path / "pid").read_text())
+        assert not gone(worker)
+    finally:
+        parent.kill()
+        parent.wait()
+
+    until(lambda: gone(worker))
+
+
+@LINUX
 def test_the_program_outlives_the_worker_thread_that_started_it(tmp_path: Path) -> None:
     """FAULTS 45: the death signal belongs to a thread that stays."""
     fake = make_fake(tmp_path, hang(0.5), leave(7))

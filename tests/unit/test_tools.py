@@ -19,7 +19,6 @@ from keikaku_snapshots._process import ToolResult, run_tool
 from keikaku_snapshots.postgres import tool_search
 from keikaku_snapshots.postgres.tools import (
     find_tools,
-    pg_restore_list,
     pg_restore_script,
     public_stderr,
     run_pg_dump,
@@ -30,7 +29,7 @@ from keikaku_snapshots.postgres.tools import (
     translate_tool_failure,
 )
 from keikaku_snapshots.postgres.url import DatabaseURL
-from tests.fakes import Fake, Step, grow, hang, ignore, kill, leave, make_fake, spawn, stderr, stdout, write
+from tests.fakes import Fake, Step, grow, hang, ignore, kill, leave, make_fake, spawn, stderr, write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -696,12 +695,12 @@ def test_a_killed_dump_takes_its_children_and_its_secrets(tmp_path: Path) -> Non
         run_pg_dump(fake.tools, URL, tmp_path / "out", timeout_s=0.4, grace_s=0.1)
 
 
-def test_an_archive_list_is_text_and_a_bad_archive_an_error(tmp_path: Path) -> None:
+def test_a_bad_archive_is_an_error(tmp_path: Path) -> None:
     """FAULTS 7: pg_restore's word for it becomes our error."""
-    assert pg_restore_list(make_fake(tmp_path, stdout("; Archive\n"), name="a").tools, "x") == "; Archive\n"
     bad = make_fake(tmp_path, stderr("pg_restore: error: did not find magic string in file header"), leave(1))
+    result = pg_restore_script(bad.tools, "x", "/dev/null")
     with pytest.raises(errors.SnapshotCorruptError, match="cannot be read"):
-        pg_restore_list(bad.tools, "x")
+        raise translate_tool_failure(result, None, doing="reading x")
 
 
 # --- finding
