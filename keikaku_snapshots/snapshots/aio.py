@@ -8,13 +8,15 @@ because a fixture awaits many short calls.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
+    from keikaku_snapshots.snapshots.checkpoint import Checkpoint
     from keikaku_snapshots.snapshots.manager import SnapshotManager
 
 P = ParamSpec("P")
@@ -51,6 +53,10 @@ class AsyncSnapshotManager:
         self.rename_snapshot = self._twin(manager.rename_snapshot)
         self.pin_snapshot = self._twin(manager.pin_snapshot)
         self.tag_snapshot = self._twin(manager.tag_snapshot)
+        self.describe_snapshot = self._twin(manager.describe_snapshot)
+        self.checkpoint = self._twin(manager.checkpoint)
+        self.rewind = self._twin(manager.rewind)
+        self.drop_checkpoint = self._twin(manager.drop_checkpoint)
 
     def _twin(self, method: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
         @functools.wraps(method)
@@ -59,6 +65,22 @@ class AsyncSnapshotManager:
             return await loop.run_in_executor(self._worker, functools.partial(method, *arguments, **keywords))
 
         return call
+
+    @contextlib.asynccontextmanager
+    async def rewinding(self, *, wait_s: float = 5.0) -> AsyncIterator[Checkpoint]:
+        """Make a checkpoint before the block and go back to it after, as the manager's ``rewinding``.
+
+        Args:
+            wait_s: Seconds to wait for open transactions, each time.
+
+        Yields:
+            The checkpoint.
+        """
+        made = await self.checkpoint(wait_s=wait_s)
+        try:
+            yield made
+        finally:
+            await self.rewind(wait_s=wait_s)
 
     async def close(self) -> None:
         """Close the manager when the calls before have ended."""

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from keikaku_snapshots.errors import (
     KeikakuError,
     NoDatabaseError,
-    PruneIncompleteError,
     SnapshotNotFoundError,
 )
 from keikaku_snapshots.snapshots.audit import AuditLog
+from keikaku_snapshots.snapshots.file_methods import FileMethods
+from keikaku_snapshots.snapshots.labels import name_and_version
 from keikaku_snapshots.snapshots.names import check_name, check_version
 from keikaku_snapshots.snapshots.parameters import (
     check_clean_existing,
     check_create,
+    check_directory,
     check_jobs,
     check_marker,
     check_number,
     check_restore,
 )
-from keikaku_snapshots.snapshots.store import Snapshots, SnapshotStore
+from keikaku_snapshots.snapshots.rewind_methods import RewindMethods
+from keikaku_snapshots.snapshots.store import SnapshotStore
 
 if TYPE_CHECKING:
     import os
@@ -36,13 +38,12 @@ if TYPE_CHECKING:
     from keikaku_snapshots.snapshots.comparison import Comparison
     from keikaku_snapshots.snapshots.hooks import Hook
     from keikaku_snapshots.snapshots.latest import LatestMode
-    from keikaku_snapshots.snapshots.manifest import Manifest, Snapshot
+    from keikaku_snapshots.snapshots.manifest import Snapshot
     from keikaku_snapshots.snapshots.restore import Restored
-    from keikaku_snapshots.snapshots.retention import PrunePlan, RetentionPolicy
-    from keikaku_snapshots.snapshots.verify import Verification
+    from keikaku_snapshots.snapshots.retention import RetentionPolicy
 
 
-class SnapshotManager:
+class SnapshotManager(FileMethods, RewindMethods):
     """Makes, restores and looks after the snapshots of one database in one directory.
 
     Use it as a context manager, or call `close`. One manager serves one
@@ -91,6 +92,7 @@ class SnapshotManager:
         Raises:
             InvalidURLError: The URL cannot be understood.
             UsageError: An option has a value that makes no sense.
+            ParameterTypeError: An option has the wrong type.
         """
         from keikaku_snapshots.postgres.url import DatabaseURL
         from keikaku_snapshots.snapshots.guards import PROTECTED_WORDS
@@ -104,6 +106,7 @@ class SnapshotManager:
         for label, value in numbers.items():
             check_number(label, value)
         self._url = None if db_url is None else DatabaseURL.parse(db_url)
+        check_directory(snapshot_dir)
         self._store = SnapshotStore(snapshot_dir, latest_mode=latest)
         self._audit = AuditLog(self._store, audit, self._url)
         self._lock_wait_s = lock_wait_s
@@ -151,6 +154,7 @@ class SnapshotManager:
         if self._aio is not None:
             self._aio.stop()
             self._aio = None
+        self._close_rewinder()
 
     def __enter__(self) -> Self:
         return self
@@ -258,7 +262,7 @@ class SnapshotManager:
 
     def restore_snapshot(
         self,
-        name: str,
+        name: str | Snapshot,
         version: str | None = None,
         use_latest: bool = True,
         strategy: str = "auto",
@@ -266,7 +270,7 @@ class SnapshotManager:
         clean_existing: bool = True,
         from_other_database: bool = False,
         trust: bool = False,
-        after_restore: Sequence[Hook] = (),
+        after_restore: Hook | Sequence[Hook] = (),
         progress: ProgressCallback | None = None,
         *,
         disconnect: bool = False,
@@ -277,7 +281,7 @@ class SnapshotManager:
         """Bring the database back to a snapshot, exactly; on any error it is as it was.
 
         Args:
-            name: Name of the snapshot.
+            name: Name of the snapshot, or the snapshot itself.
             version: An exact version; the newest valid one if None.
             use_latest: Accepted for existing callers; the newest valid snapshot is
                 always found from the manifests.
@@ -322,6 +326,7 @@ class SnapshotManager:
         from keikaku_snapshots.snapshots.restore import Restore, RestoreOptions, as_restore_error
 
         del use_latest
+        name, version = name_and_version(self._store, name, version)
         check_restore(strategy, on_schema_mismatch)
         check_jobs(jobs)
         check_hook_timeout(hook_timeout_s)
@@ -394,87 +399,7 @@ class SnapshotManager:
                 raise
             return found[0]
 
-    # -- looking ---------------------------------------------------------------------
-
-    def list_snapshots(self, name: str | None = None) -> Snapshots:
-        """List snapshots, newest first, damaged ones with their problem.
-
-        Args:
-            name: Only those of this name.
-
-        Returns:
-            The snapshots.
-        """
-        return self._store.list(name)
-
-    def get_snapshot(self, name: str, version: str | None = None) -> Snapshot:
-        """Find the newest valid snapshot of a name, or one by its version.
-
-        Args:
-            name: Its name.
-            version: Its version, or so much of its beginning that only one fits.
-
-        Returns:
-            The snapshot; by version it may be a damaged one.
-
-        Raises:
-            SnapshotNotFoundError: There is none (a `FileNotFoundError`).
-            UsageError: More than one version begins so.
-        """
-        from keikaku_snapshots.snapshots.labels import find_snapshot
-
-        return find_snapshot(self._store, name, version)
-
-    def snapshot_exists(self, name: str) -> bool:
-        """Tell whether there is a valid snapshot of this name.
-
-        Args:
-            name: Its name.
-
-        Returns:
-            True if one can be restored.
-        """
-        return self._store.latest(name) is not None
-
-    def verify_snapshot(self, name: str, version: str | None = None) -> Verification:
-        """Read a snapshot as a whole and compare it with its manifest.
-
-        Args:
-            name: Its name.
-            version: Its version; the newest one, valid or not, if None.
-
-        Returns:
-            What was checked.
-
-        Raises:
-            SnapshotNotFoundError: There is none.
-            SnapshotCorruptError: It is damaged; the text says how.
-        """
-        from keikaku_snapshots.snapshots.unpack import packed_as, read_packed
-        from keikaku_snapshots.snapshots.verify import Verification, check_shape
-
-        begun = time.monotonic()
-        check_name(name)
-        found = self._store.list(name)
-        snapshot = found[0] if found and version is None else self._store.find(name, version)
-        checks = ["manifest", "size", "SHA-256", "header and end"]
-        with self._store.reading(snapshot, wait_s=self._lock_wait_s) as opened:
-            file = opened.check()
-            if snapshot.format == "json":
-                from keikaku_snapshots.snapshots.rows_file import check_rows_file
-
-                checks[-1] = "JSON read as a whole"
-                check_rows_file(opened.fileno(), str(opened.path), opened.snapshot.row_counts)
-            elif packed_as(snapshot) is not None:
-                read_packed(opened)
-                checks.insert(-1, "unpacked size and SHA-256")
-            else:
-                check_shape(opened.fileno(), snapshot.format, opened.path.name)
-            if snapshot.format in {"custom", "directory"}:
-                self._read_archive(opened.fileno(), opened.path.name, opened.snapshot.manifest)
-                checks.append("archive read as a whole")
-            opened.check_unchanged()
-        return Verification(snapshot, file.sha256, file.size_bytes, tuple(checks), time.monotonic() - begun)
+    # -- comparing -------------------------------------------------------------------
 
     def compare_snapshots(
         self,
@@ -512,147 +437,3 @@ class SnapshotManager:
             rows, self._pg_bin, self._lock_wait_s, self._lock_timeout_s, self._minimum_free_mb
         )
         return compare(self._store, url, (a, b), options, progress)
-
-    def _read_archive(self, descriptor: int, name: str, manifest: Manifest | None) -> None:
-        from keikaku_snapshots.postgres.tools import find_tools
-        from keikaku_snapshots.snapshots.dump_files import check_archive
-
-        if manifest is not None:
-            check_archive(find_tools(manifest.server_major, configured=self._pg_bin), descriptor, name)
-
-    # -- naming ----------------------------------------------------------------------
-
-    def rename_snapshot(self, old: str, new: str) -> Snapshot:
-        """Give all versions of a snapshot another name; calling it again ends an interrupted rename.
-
-        Args:
-            old: Its name now.
-            new: The name to be, which no other snapshot has.
-
-        Returns:
-            The newest version under its new name.
-
-        Raises:
-            SnapshotNotFoundError: There is no valid snapshot of the old name.
-            SnapshotExistsError: There are snapshots of the new name.
-            SnapshotInUseError: A version is being restored.
-        """
-        check_name(old)
-        with self._audit.recording("rename", old, new_name=check_name(new)):
-            return self._store.rename(old, new, wait_s=self._lock_wait_s)
-
-    def pin_snapshot(self, name: str, version: str | None = None, pinned: bool = True) -> Snapshot:
-        """Keep a version from retention, or let it go again.
-
-        Args:
-            name: Its name.
-            version: Its version, or the beginning of it; the newest valid one if None.
-            pinned: False lets it go.
-
-        Returns:
-            The version as it is now.
-
-        Raises:
-            SnapshotNotFoundError: There is none.
-        """
-        from keikaku_snapshots.snapshots.labels import pin
-
-        snapshot = self.get_snapshot(name, version)
-        with self._audit.recording("pin" if pinned else "unpin", name, version=snapshot.version):
-            return pin(self._store, snapshot, pinned=pinned)
-
-    def tag_snapshot(
-        self, name: str, version: str | None = None, *, add: Sequence[str] = (), remove: Sequence[str] = ()
-    ) -> Snapshot:
-        """Add and remove tags of a version.
-
-        Args:
-            name: Its name.
-            version: Its version, or the beginning of it; the newest valid one if None.
-            add: Words to add.
-            remove: Words to remove.
-
-        Returns:
-            The version as it is now.
-
-        Raises:
-            SnapshotNotFoundError: There is none.
-            InvalidNameError: A word cannot be a tag.
-        """
-        from keikaku_snapshots.snapshots.labels import tag
-
-        return tag(self._store, self.get_snapshot(name, version), add, remove)
-
-    # -- removing --------------------------------------------------------------------
-
-    def delete_snapshot(self, name: str, version: str | None = None) -> bool:
-        """Delete one version of a snapshot.
-
-        Args:
-            name: Its name.
-            version: Its version; the newest valid one if None.
-
-        Returns:
-            True when it was deleted, False when there was none.
-
-        Raises:
-            SnapshotInUseError: A restore reads it.
-        """
-        try:
-            snapshot = self._store.find(name, version)
-        except SnapshotNotFoundError:
-            return False
-        with self._audit.recording("delete", name, version=snapshot.version):
-            self._store.delete(snapshot)
-        return True
-
-    def delete_old_snapshots(self, name: str, keep_count: int = 3) -> Snapshots:
-        """Delete all but the newest valid versions of a snapshot.
-
-        Args:
-            name: Exactly this name.
-            keep_count: How many to keep, at least 1.
-
-        Returns:
-            What was deleted, newest first.
-        """
-        check_name(name)
-        with self._audit.recording("delete", name, keep_count=keep_count) as record:
-            deleted = self._store.delete_old(name, keep_count)
-            record.note(deleted=[str(snapshot) for snapshot in deleted])
-        return deleted
-
-    def prune(
-        self, policy: RetentionPolicy | None = None, dry_run: bool = False, *, name: str | None = None
-    ) -> PrunePlan:
-        """Delete what a retention policy does not keep, and what interrupted runs left.
-
-        The newest valid version of each name and pinned ones always stay; damaged
-        ones neither count nor go.
-
-        Args:
-            policy: What to keep; the manager's own if None.
-            dry_run: Delete nothing.
-            name: Only this name; every name if None.
-
-        Returns:
-            What stayed and what went, with reasons.
-
-        Raises:
-            UsageError: The policy is empty.
-            PruneIncompleteError: Some could not be deleted; the others were.
-        """
-        from keikaku_snapshots.snapshots.prune import prune
-        from keikaku_snapshots.snapshots.retention import DEFAULT_POLICY
-
-        policy = policy or self._retention or DEFAULT_POLICY
-        if dry_run:
-            return prune(self._store, policy, name=name, dry_run=True)
-        with self._audit.recording("prune", None if name is None else check_name(name)) as record:
-            try:
-                done = prune(self._store, policy, name=name)
-            except PruneIncompleteError as error:
-                record.note(deleted=error.details["plan"].deleted_names)
-                raise
-            record.note(deleted=done.deleted_names)
-        return done

@@ -26,7 +26,7 @@ def test_every_public_method_has_a_twin_with_the_same_parameters() -> None:
     public = {
         name
         for name, value in inspect.getmembers(SnapshotManager, inspect.isfunction)
-        if not name.startswith("_") and name != "close"
+        if not name.startswith("_") and name not in {"close", "rewinding"}  # no coroutine functions
     }
     for name in public:
         twin = getattr(manager.aio, name)

@@ -1,0 +1,260 @@
+"""Undo capture: the tables, functions and triggers that keep what other sessions change.
+
+Everything is in one schema of ours whose name is a parameter. Nothing there
+depends on an object of the user, so that the user may drop and alter whatever
+they like; a capture function that no longer fits its table leaves a mark and
+lets the statement pass.
+
+What is kept of a table is a log. ``-`` is an old row as it was, ``=`` the
+same of a row whose key stayed, ``+`` a new row: its key, or in mode "images"
+all of it. From the log the net effect follows (`capture_net`).
+"""
+# ruff: noqa: E501, S608 - SQL is put together from names that are quoted and constants of this package
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from psycopg import sql
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from keikaku_snapshots.postgres.capture_tables import CapturedTable, Member
+
+#: Search path of our functions: names of the user never come into play.
+SEARCH_PATH = "SET search_path = pg_catalog, pg_temp"
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureNames:
+    """What the objects of one capture are called."""
+
+    #: The schema; triggers on the user's tables begin with its name too.
+    schema: str
+    #: Key of the advisory lock that writers share and that waits for them: two numbers.
+    lock: tuple[int, int]
+    #: SQL condition under which triggers do their work.
+    active: str
+
+    @property
+    def lock_arguments(self) -> str:
+        """The lock's key as SQL."""
+        return f"{self.lock[0]}, {self.lock[1]}"
+
+    def log(self, table: CapturedTable) -> str:
+        """Return the log of a table, as SQL."""
+        return f"{self.schema}.undo_{table.number}"
+
+
+def literal(text: str) -> str:
+    """Return a text as an SQL string.
+
+    Args:
+        text: Any text, such as the body of a function.
+    """
+    return sql.Literal(text).as_string(None)
+
+
+def function(
+    name: str,
+    body: str,
+    *,
+    arguments: str = "()",
+    returns: str = "trigger",
+    definer: bool = True,
+    settings: str = SEARCH_PATH,
+) -> str:
+    """Return the statement that makes a plpgsql function.
+
+    Args:
+        name: Schema and name as SQL.
+        body: The function's text.
+        arguments: Its parameters as SQL.
+        returns: Its result type.
+        definer: Run with the rights of the one who made it, whoever writes.
+        settings: SET clauses.
+    """
+    security = "SECURITY DEFINER" if definer else ""
+    return (
+        f"CREATE FUNCTION {name}{arguments} RETURNS {returns} LANGUAGE plpgsql {security} {settings}"
+        f" AS {literal(body)};\n"
+        f"REVOKE ALL ON FUNCTION {name}{arguments} FROM PUBLIC;\n"
+    )
+
+
+def common_statements(names: CaptureNames) -> str:
+    """Make what all tables share: the counter, the marks of failed captures, the lock of writers.
+
+    Args:
+        names: Names of the capture.
+
+    Returns:
+        SQL for a new schema.
+    """
+    schema = names.schema
+    return (
+        f"CREATE SEQUENCE {schema}.counter;\n"
+        f"CREATE TABLE {schema}.broken (relation oid, state text, message text);\n"
+        + function(
+            f"{schema}.mark_broken",
+            f"BEGIN INSERT INTO {schema}.broken VALUES (relation, state, message);\n"
+            "EXCEPTION WHEN OTHERS THEN NULL; END",
+            arguments="(relation oid, state text, message text)",
+            returns="void",
+        )
+        + function(
+            f"{schema}.begin_write",
+            f"BEGIN PERFORM pg_catalog.pg_advisory_xact_lock_shared({names.lock_arguments}); RETURN NULL; END",
+            definer=False,
+            settings="",
+        )
+    )
+
+
+def table_statements(names: CaptureNames, table: CapturedTable) -> str:
+    """Make the log of a table, its capture functions and the triggers on it and its partitions.
+
+    Args:
+        names: Names of the capture.
+        table: The table.
+
+    Returns:
+        SQL; every trigger takes a lock on its table that lets readers pass.
+    """
+    columns = "".join(f", {column.kept} {column.kept_type}" for column in table.columns)
+    parts = [
+        f'CREATE TABLE {names.log(table)} (seq bigint, op "char"{columns});\n',
+        *_capture_functions(names, table),
+        *(_triggers(names, table, member) for member in table.members),
+    ]
+    return "".join(parts)
+
+
+def _capture_functions(names: CaptureNames, table: CapturedTable) -> Iterable[str]:
+    if table.is_inherited:
+        bodies = {"row": _by_row(names, table)}
+    else:
+        bodies = {
+            "insert": _insert(names, table),
+            "update": _update(names, table),
+            "delete": _log_rows(names, table, "'-'", "old_rows"),
+        }
+    bodies["truncate"] = _truncate(names, table)
+    for what, body in bodies.items():
+        yield function(f"{names.schema}.{what}_{table.number}", _guarded(names, body))
+
+
+def _guarded(names: CaptureNames, body: str) -> str:
+    """Let the application's statement pass whatever happens to ours."""
+    return (
+        f"BEGIN\n{body}\nRETURN NULL;\nEXCEPTION WHEN OTHERS THEN\n"
+        f"  PERFORM {names.schema}.mark_broken(TG_RELID, SQLSTATE, SQLERRM);\n  RETURN NULL;\nEND"
+    )
+
+
+def _kept_value(identifier: str, cast: str, source: str = "") -> str:
+    return f"{source}{identifier}" + ("::text" if cast else "")
+
+
+def _all_columns(table: CapturedTable) -> str:
+    return "".join(f", {column.kept}" for column in table.columns)
+
+
+def _all_values(table: CapturedTable, source: str = "") -> str:
+    return "".join(f", {_kept_value(column.identifier, column.cast, source)}" for column in table.columns)
+
+
+def _next(names: CaptureNames) -> str:
+    return f"nextval('{names.schema}.counter'::regclass)"
+
+
+def _log_rows(names: CaptureNames, table: CapturedTable, op: str, rows: str, where: str = "") -> str:
+    return (
+        f"INSERT INTO {names.log(table)} (seq, op{_all_columns(table)})"
+        f" SELECT {_next(names)}, {op}{_all_values(table)} FROM {rows}{where};"
+    )
+
+
+def _log_keys(names: CaptureNames, table: CapturedTable, where: str = "") -> str:
+    key = table.key_columns()
+    kept = "".join(f", {column.kept}" for column in key)
+    values = "".join(f", {_kept_value(column.identifier, column.cast)}" for column in key)
+    return (
+        f"INSERT INTO {names.log(table)} (seq, op{kept})"
+        f" SELECT {_next(names)}, '+'{values} FROM new_rows{where};"
+    )
+
+
+def _insert(names: CaptureNames, table: CapturedTable) -> str:
+    if table.mode == "images":
+        return _log_rows(names, table, "'+'", "new_rows")
+    return _log_keys(names, table)
+
+
+def _update(names: CaptureNames, table: CapturedTable) -> str:
+    if table.mode == "images":
+        return _log_rows(names, table, "'-'", "old_rows") + "\n" + _log_rows(names, table, "'+'", "new_rows")
+    # IN and NOT IN of one side of the other are hashed, whatever the planner thinks of the number of rows.
+    key = ", ".join(column.identifier for column in table.key_columns())
+    stays = f"CASE WHEN ({key}) IN (SELECT {key} FROM new_rows) THEN '=' ELSE '-' END::\"char\""
+    return (
+        _log_rows(names, table, stays, "old_rows")
+        + "\n"
+        + _log_keys(names, table, f" WHERE ({key}) NOT IN (SELECT {key} FROM old_rows)")
+    )
+
+
+def _by_row(names: CaptureNames, table: CapturedTable) -> str:
+    def log(op: str, source: str) -> str:
+        return (
+            f"INSERT INTO {names.log(table)} (seq, op{_all_columns(table)})"
+            f" VALUES ({_next(names)}, {op}{_all_values(table, source)});"
+        )
+
+    old, new = log("'-'", "OLD."), log("'+'", "NEW.")
+    return f"IF TG_OP <> 'INSERT' THEN {old} END IF;\nIF TG_OP <> 'DELETE' THEN {new} END IF;"
+
+
+def _truncate(names: CaptureNames, table: CapturedTable) -> str:
+    # The same function serves all partitions: each empties itself.
+    head = f"INSERT INTO {names.log(table)} (seq, op{_all_columns(table)})"
+    values = f" SELECT {_next(names)}, '-'{_all_values(table)} FROM ONLY "
+    return f"EXECUTE {literal(head + values)} || TG_RELID::regclass;"
+
+
+def _triggers(names: CaptureNames, table: CapturedTable, member: Member) -> str:
+    """Triggers of one table; ALWAYS, because loaders that set session_replication_role must not escape."""
+    target = member.identifier
+    schema, number = names.schema, table.number
+    when = f"WHEN ({names.active})"
+    made: dict[str, str] = {
+        "write": "BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {on} {when} EXECUTE FUNCTION {schema}.begin_write()"
+    }
+    if table.is_inherited:
+        made["row"] = (
+            "AFTER INSERT OR UPDATE OR DELETE ON {on} FOR EACH ROW {when}"
+            " EXECUTE FUNCTION {schema}.row_{number}()"
+        )
+    else:
+        transitions = {
+            "insert": "NEW TABLE AS new_rows",
+            "update": "OLD TABLE AS old_rows NEW TABLE AS new_rows",
+            "delete": "OLD TABLE AS old_rows",
+        }
+        for what, referencing in transitions.items():
+            made[what] = (
+                f"AFTER {what.upper()} ON {{on}} REFERENCING {referencing} {{when}}"
+                f" EXECUTE FUNCTION {{schema}}.{what}_{{number}}()"
+            )
+    if member.holds_rows:
+        made["write_truncate"] = (
+            "BEFORE TRUNCATE ON {on} {when} EXECUTE FUNCTION {schema}.truncate_{number}()"
+        )
+    return "".join(
+        f"CREATE TRIGGER {schema}_{what} "
+        + text.format(on=target, when=when, schema=schema, number=number)
+        + f";\nALTER TABLE {target} ENABLE ALWAYS TRIGGER {schema}_{what};\n"
+        for what, text in made.items()
+    )

@@ -1,0 +1,141 @@
+"""The net effect of a log of changes, and the functions that take it back (docs/design.md, Rewind).
+
+Of a table with a key: a row existed at the start if it exists now, and
+deletions outnumber insertions in the log by none, or if they do by one. Its
+first image in the log is what it was. In mode "images" the images that were
+taken away more often than they came are those of the start.
+"""
+# ruff: noqa: E501, S608 - SQL is put together from names that are quoted and constants of this package
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from keikaku_snapshots.postgres.capture import CaptureNames, function
+
+if TYPE_CHECKING:
+    from keikaku_snapshots.postgres.capture_tables import CapturedTable
+
+#: The log has no statistics; without these the planner would read the user's whole table.
+_BY_INDEX = "SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off"
+#: A log that is larger is emptied by TRUNCATE, so that dead rows never pile up; 256 kB.
+TRUNCATE_ABOVE_BYTES = 262_144
+
+
+def rewind_function(names: CaptureNames, table: CapturedTable) -> str:
+    """Make the function that brings one table back while foreign keys and triggers rest.
+
+    Args:
+        names: Names of the capture.
+        table: The table.
+
+    Returns:
+        SQL. The function returns the number of rows that differed.
+    """
+    if table.mode == "keys":
+        find = _by_keys(names, table)
+    elif table.key:
+        find = _by_images(names, table) + _delete_by_key(names, table)
+    else:
+        find = _by_images(names, table) + _delete_copies(names, table)
+    body = (
+        "DECLARE\n  changed bigint;\n  restored bigint[];\n  copies bigint[];\n  gone bigint[];\n"
+        f"  gone_copies bigint[];\nBEGIN\n{find}{_insert(names, table)}{_clear(names, table)}"
+        "RETURN changed;\nEND"
+    )
+    name = f"{names.schema}.rewind_{table.number}"
+    return function(name, body, returns="bigint", definer=False, settings=_BY_INDEX)
+
+
+def _match(table: CapturedTable, row: str, kept: str) -> str:
+    """Return the condition that a row of the table has a kept key."""
+    parts = zip(table.key, table.key_columns(), strict=True)
+    return " AND ".join(
+        f"{row}.{column.identifier} {part.equals} {kept}.{column.kept}{column.cast}{part.collate}"
+        for part, column in parts
+    )
+
+
+def _by_keys(names: CaptureNames, table: CapturedTable) -> str:
+    key = ", ".join(column.kept for column in table.key_columns())
+    return (
+        f"WITH net AS MATERIALIZED (\n"
+        f"  SELECT {key}, sum(CASE op WHEN '-' THEN 1 WHEN '+' THEN -1 ELSE 0 END) AS surplus,\n"
+        f"         min(seq) FILTER (WHERE op <> '+') AS first\n"
+        f"  FROM {names.log(table)} GROUP BY {key}),\n"
+        f"now AS (DELETE FROM {table.only} t USING net WHERE {_match(table, 't', 'net')}\n"
+        f"        RETURNING net.first, net.surplus)\n"
+        f"SELECT (SELECT count(*) FROM net WHERE surplus <> 0)\n"
+        f"         + (SELECT count(*) FROM now WHERE surplus = 0),\n"
+        f"       ARRAY(SELECT first FROM net WHERE surplus = 1\n"
+        f"             UNION ALL SELECT first FROM now WHERE surplus = 0)\n"
+        f"INTO changed, restored;\n"
+    )
+
+
+def _image(table: CapturedTable, *, row: str = "") -> str:
+    """Return the text of a whole row, kept or present: equal for equal rows, and for no others."""
+    if not row:
+        return f"ROW({', '.join(column.kept for column in table.columns)})::text"
+    values = ", ".join(f"{row}.{column.identifier}::{column.kept_type}" for column in table.columns)
+    return f"ROW({values})::text"
+
+
+def _by_images(names: CaptureNames, table: CapturedTable) -> str:
+    return (
+        "SELECT count(*) FILTER (WHERE surplus > 0), coalesce(array_agg(any_seq) FILTER (WHERE surplus > 0), '{}'),\n"
+        "       array_agg(surplus) FILTER (WHERE surplus > 0),\n"
+        "       coalesce(array_agg(any_seq) FILTER (WHERE surplus < 0), '{}'),\n"
+        "       array_agg(-surplus) FILTER (WHERE surplus < 0)\n"
+        "INTO changed, restored, copies, gone, gone_copies FROM (\n"
+        "  SELECT min(seq) AS any_seq, sum(CASE op WHEN '-' THEN 1 ELSE -1 END) AS surplus\n"
+        f"  FROM {names.log(table)} GROUP BY {_image(table)}) net WHERE surplus <> 0;\n"
+        "changed := greatest(cardinality(restored), cardinality(gone));\n"
+    )
+
+
+def _delete_by_key(names: CaptureNames, table: CapturedTable) -> str:
+    return (
+        f"DELETE FROM {table.only} t USING {names.log(table)} u\n"
+        f"WHERE u.seq = ANY (gone) AND {_match(table, 't', 'u')};\n"
+    )
+
+
+def _delete_copies(names: CaptureNames, table: CapturedTable) -> str:
+    """Without a key the whole table is read, and only when rows have to go."""
+    return (
+        "IF cardinality(gone) > 0 THEN\n"
+        f"  DELETE FROM {table.only} t USING (\n"
+        f"    SELECT p.place, p.part FROM (\n"
+        f"      SELECT r.ctid AS place, r.tableoid AS part, {_image(table, row='r')} AS image,\n"
+        f"             row_number() OVER (PARTITION BY {_image(table, row='r')}) AS copy FROM {table.only} r) p\n"
+        f"    JOIN (SELECT {_image(table)} AS image, g.copies FROM unnest(gone, gone_copies) g(seq, copies)\n"
+        f"          JOIN {names.log(table)} u ON u.seq = g.seq) net\n"
+        f"      ON p.image = net.image AND p.copy <= net.copies) d\n"
+        "  WHERE t.ctid = d.place AND t.tableoid = d.part;\n"
+        "END IF;\n"
+    )
+
+
+def _insert(names: CaptureNames, table: CapturedTable) -> str:
+    columns = ", ".join(column.identifier for column in table.columns)
+    values = ", ".join(f"{column.kept}{column.cast}" for column in table.columns)
+    head = (
+        f"INSERT INTO {table.identifier} ({columns}) OVERRIDING SYSTEM VALUE\n"
+        if columns
+        else (f"INSERT INTO {table.identifier}\n")
+    )
+    if table.mode == "keys":
+        return f"{head}SELECT {values} FROM {names.log(table)} WHERE seq = ANY (restored);\n"
+    return (
+        f"{head}SELECT {values} FROM {names.log(table)} u JOIN unnest(restored, copies) r(seq, copies)\n"
+        "  ON u.seq = r.seq CROSS JOIN generate_series(1, r.copies);\n"
+    )
+
+
+def _clear(names: CaptureNames, table: CapturedTable) -> str:
+    log = names.log(table)
+    return (
+        f"DELETE FROM {log};\n"
+        f"IF pg_relation_size('{log}') > {TRUNCATE_ABOVE_BYTES} THEN TRUNCATE {log}; END IF;\n"
+    )

@@ -1,0 +1,144 @@
+"""Go back to a checkpoint: every committed change of every session, in milliseconds."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from keikaku_snapshots.errors import KeikakuError, SchemaDriftError, SnapshotNotFoundError
+from keikaku_snapshots.postgres.connect import connect, translate
+from keikaku_snapshots.snapshots.checkpoint import NAMES
+from keikaku_snapshots.snapshots.rewind_functions import STALE_STATE
+from keikaku_snapshots.snapshots.rewind_waiting import in_the_way
+
+if TYPE_CHECKING:
+    from keikaku_snapshots.postgres.connect import Connection
+    from keikaku_snapshots.postgres.url import DatabaseURL
+
+_MISSING = frozenset({"3F000", "42883"})
+_BUSY = frozenset({"55P03", "40P01"})
+
+
+@dataclass(frozen=True, slots=True)
+class Rewound:
+    """A rewind that is done."""
+
+    #: Rows that differed and are as they were.
+    rows: int
+    #: Tables that had been written to.
+    tables: int
+    #: Seconds from the call to the end.
+    seconds: float
+    #: How: "replica", "owner", "suspended", or "restored" from a snapshot.
+    path: str
+    #: Sequences that were moved.
+    sequences: int = 0
+    #: What is worth knowing.
+    warnings: tuple[str, ...] = ()
+
+
+class Rewinder:
+    """Keeps the connection of one database for rewinds."""
+
+    def __init__(self, url: DatabaseURL) -> None:
+        """Prepare; the connection is made by the first rewind.
+
+        Args:
+            url: The database.
+        """
+        self._url = url
+        self._connection: Connection | None = None
+        self._wait_ms = -1
+
+    def close(self) -> None:
+        """Give the connection back; harmless when repeated."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def rewind(self, *, wait_s: float) -> Rewound:
+        """Bring every table and sequence back.
+
+        Args:
+            wait_s: Seconds to wait for open transactions that have written.
+
+        Returns:
+            What was done.
+
+        Raises:
+            SnapshotNotFoundError: There is no checkpoint.
+            DatabaseInUseError: A transaction stayed open; the text says which.
+            SchemaDriftError: The schema was changed since the checkpoint.
+        """
+        begun = time.monotonic()
+        try:
+            tables, rows, sequences = self._once_more_when_lost(wait_s)
+        except psycopg.Error as error:
+            raise self._explained(error, wait_s) from error
+        return Rewound(rows, tables, time.monotonic() - begun, "replica", sequences)
+
+    def _once_more_when_lost(self, wait_s: float) -> tuple[int, int, int]:
+        """A kept connection may have been lost since; a rewind that was done is done again without harm."""
+        kept = self._connection is not None
+        try:
+            return self._run(wait_s)
+        except psycopg.OperationalError:
+            lost = self._connection is None or self._connection.closed
+            if not (kept and lost):
+                raise
+            self.close()
+            return self._run(wait_s)
+
+    def _run(self, wait_s: float) -> tuple[int, int, int]:
+        connection = self._connected(wait_s)
+        row = connection.execute("SELECT tables, rows FROM keikaku_rewind.rewind_all()").fetchone()
+        moved = connection.execute("SELECT keikaku_rewind.rewind_sequences()").fetchone()
+        if row is None or moved is None:
+            raise KeikakuError("the server gave no answer to a rewind")
+        return row[0], row[1], moved[0]
+
+    def _connected(self, wait_s: float) -> Connection:
+        if self._connection is None or self._connection.closed:
+            self._connection = connect(
+                self._url,
+                autocommit=True,
+                application_name="keikaku_snapshots rewind",
+                statement_timeout_s=0,
+                row_security=False,
+            )
+            for setting in (
+                "synchronous_commit = off",
+                "idle_session_timeout = 0",
+                "extra_float_digits = 1",
+                "jit = off",
+                "default_transaction_isolation = 'read committed'",
+                "default_transaction_read_only = off",
+                "session_replication_role = replica",
+            ):
+                self._connection.execute(f"SET {setting}")
+            self._wait_ms = -1
+        wait_ms = max(1, round(wait_s * 1000))
+        if wait_ms != self._wait_ms:
+            self._connection.execute(
+                "SELECT pg_catalog.set_config('lock_timeout', %s, false)", [f"{wait_ms}ms"]
+            )
+            self._wait_ms = wait_ms
+        return self._connection
+
+    def _explained(self, error: psycopg.Error, wait_s: float) -> KeikakuError:
+        if error.sqlstate in _BUSY:
+            return in_the_way(self._url, NAMES.lock, wait_s, tables=False)
+        if error.sqlstate in _MISSING:
+            return SnapshotNotFoundError(
+                f"the database {self._url.database!r} has no checkpoint",
+                found=f"Database: {self._url.location}",
+                hint="Make one: manager.checkpoint(), or `keikaku checkpoint`.",
+            )
+        if error.sqlstate == STALE_STATE:
+            return SchemaDriftError(
+                "the schema was changed since the checkpoint", found=f"Database: {self._url.location}"
+            )
+        return translate(error, url=self._url, doing="rewinding")
