@@ -26,7 +26,7 @@ from keikaku_snapshots.snapshots.names import (
     suffix_of,
     version_order,
 )
-from keikaku_snapshots.snapshots.parts import check_whole
+from keikaku_snapshots.snapshots.parts import check_parts
 
 if typing.TYPE_CHECKING:
     from pathlib import Path
@@ -145,7 +145,7 @@ class Manifest:
         if self.uncompressed_bytes is not None and self.uncompressed_bytes < 0:
             raise UsageError("uncompressed_bytes of a manifest cannot be negative")
         if self.format == "directory":
-            check_whole(self.parts, FileHash(self.sha256, self.size_bytes))
+            check_parts(self.parts, FileHash(self.sha256, self.size_bytes))
         elif self.parts:
             raise UsageError(f"format {self.format!r} has no parts")
 

@@ -203,10 +203,10 @@ def newest_change_s(path: Path, status: os.stat_result) -> float:
         return status.st_mtime
 
 
-def _is_readable(part: Path, status: os.stat_result) -> bool:
+def _is_readable(path: Path, name: str, status: os.stat_result) -> bool:
     # Parts that this account made are readable by their mode; asking for each costs as much as looking.
     mine = status.st_uid == os.geteuid() and bool(status.st_mode & stat.S_IRUSR)
-    return mine or os.access(part, os.R_OK)
+    return mine or os.access(path / name, os.R_OK)
 
 
 class Look(NamedTuple):
@@ -238,7 +238,7 @@ def look(path: Path, parts: Mapping[str, FileHash]) -> Look:
     problem = problem_of(present, parts)
     if not problem:
         unreadable = next(
-            (name for name in sorted(parts) if not _is_readable(path / name, present[name])), None
+            (name for name in sorted(parts) if not _is_readable(path, name, present[name])), None
         )
         problem = f"part {unreadable} cannot be read by this account" if unreadable else ""
     return Look(problem, size_bytes, own_bytes)

@@ -59,12 +59,18 @@ def to_manifest(parts: Mapping[str, FileHash]) -> dict[str, dict[str, Any]]:
 
 
 def from_manifest(parts: Mapping[str, Mapping[str, Any]]) -> Listing:
-    """Return the manifest's field ``parts`` as a listing, believing nothing.
+    """Return the field ``parts`` of a manifest, which has checked it, as a listing."""
+    return {name: FileHash(part["sha256"], part["size_bytes"]) for name, part in parts.items()}
+
+
+def check_parts(parts: Mapping[str, Mapping[str, Any]], whole: FileHash) -> None:
+    """Make sure that a manifest's parts are possible, and say the same as its checksum and size.
 
     Raises:
-        UsageError: A name, a size or a checksum is not possible.
+        UsageError: They differ, or a name, a size or a checksum is not possible.
     """
-    found: Listing = {}
+    if not parts:
+        raise UsageError("a directory needs parts")
     for name, part in parts.items():
         if not is_part_name(name):
             raise UsageError(f"parts has {name[:120]!r}, which is not the name of a part")
@@ -73,20 +79,7 @@ def from_manifest(parts: Mapping[str, Mapping[str, Any]]) -> Listing:
             raise UsageError(f"sha256 of part {name!r} must be 64 hexadecimal digits")
         if not isinstance(size_bytes, int) or isinstance(size_bytes, bool) or size_bytes < 0:
             raise UsageError(f"size_bytes of part {name!r} must be a whole number, 0 or more")
-        found[name] = FileHash(sha256, size_bytes)
-    return found
-
-
-def check_whole(parts: Mapping[str, Mapping[str, Any]], whole: FileHash) -> None:
-    """Make sure that a manifest's parts and its checksum and size say the same.
-
-    Raises:
-        UsageError: They differ, or a part is not possible.
-    """
-    listing = from_manifest(parts)
-    if not listing:
-        raise UsageError("a directory needs parts")
-    if digest_of(listing) != whole:
+    if digest_of(from_manifest(parts)) != whole:
         raise UsageError("sha256 and size_bytes are not those of the parts")
 
 
