@@ -139,6 +139,10 @@ class Settings:
     audit: Literal["warn", "error"] = "warn"
     #: What `NAME_latest` is: a symbolic link to the newest version, a hard link, or a copy.
     latest: Literal["symlink", "hardlink", "copy"] = "symlink"
+    #: How `create`, `generate` and `refresh` compress snapshots of the formats plain and json; null does not.
+    compression: Literal["gzip", "zstd"] | None = None
+    #: Level of it: gzip 1 to 9, zstd 1 to 19; null is a fast one.
+    compression_level: Annotated[int, Gt(0)] | None = None
     #: Tries after a lost connection.
     retry: RetrySettings = field(default_factory=RetrySettings)
     #: How long waiting may take while data is generated.

@@ -74,6 +74,8 @@ def generate_snapshot(
     name: str | None = None,
     keep: int | None = None,
     format: str = "plain",  # noqa: A002 - the name of the manager's parameter
+    compression: str | None = None,
+    level: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> GeneratedSnapshot:
     """Generate a dataset into a database and make a snapshot of it.
@@ -96,6 +98,8 @@ def generate_snapshot(
         name: Name of the snapshot; such as ``medium_100_offices`` when None.
         keep: Versions of this name to keep; None keeps all.
         format: Format of the snapshot.
+        compression: ``gzip`` or ``zstd``, for ``plain``; None.
+        level: Level of it, or of the custom format's own; the default if None.
         progress: Called as the work goes on.
 
     Returns:
@@ -103,11 +107,14 @@ def generate_snapshot(
 
     Raises:
         InvalidNameError: No snapshot can have this name; nothing was touched.
+        UsageError: No snapshot can have this format, compression or level; nothing was touched.
     """
     from keikaku_snapshots.datasets import generate
     from keikaku_snapshots.snapshots.names import check_name
+    from keikaku_snapshots.snapshots.parameters import check_create
 
-    # Before the database is touched: a name that no snapshot can have is found too late afterwards.
+    # Before the database is touched: what no snapshot can have is found too late afterwards.
+    check_create(format, compression, level, "database", 1, clean=False)
     snapshot_name = check_name(name or dataset.snapshot_name(scale))
     generated = generate(
         dataset,
@@ -129,6 +136,8 @@ def generate_snapshot(
         snapshot_name,
         description=f"{dataset.name} {scale.name}: {scale.units:,} {dataset.unit}, seed {seed}",
         format=format,
+        compression=compression,
+        level=level,
         metadata=_metadata(dataset, scale, generated),
         progress=progress,
     )

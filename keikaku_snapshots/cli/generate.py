@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from keikaku_snapshots.cli.output import duration, size
+from keikaku_snapshots.cli.packing import packing_options, take_packing
 from keikaku_snapshots.cli.session import Command, Session, pass_session
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def _complete_scale(_context: click.Context, _parameter: click.Parameter, incomp
 @click.option(
     "--format", "format_", type=click.Choice(["plain", "custom"]), default="plain", show_default=True
 )
+@packing_options
 @click.option("--allow-protected", is_flag=True, help="Work on a database that looks like production.")
 @pass_session
 def generate(
@@ -82,6 +84,7 @@ def generate(
 
     chosen = find_dataset(dataset)
     chosen_scale = find_scale(chosen, scale, session.settings)
+    packing = take_packing(session.settings, options, options["format_"])
     day: date | None = reference_date.date() if reference_date else None
     with (
         session.manager(allow_protected=options["allow_protected"]) as manager,
@@ -97,6 +100,7 @@ def generate(
             memory_limit_mb=options.pop("memory_limit"),
             format=options.pop("format_"),
             progress=show,
+            **packing,
             **options,
         )
     _report(session, result)

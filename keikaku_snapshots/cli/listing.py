@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from keikaku_snapshots.cli.output import plain, size
 from keikaku_snapshots.cli.session import Command, Session, complete_snapshot_name, pass_session
+
+if TYPE_CHECKING:
+    from keikaku_snapshots.snapshots.manifest import Snapshot
 
 
 @click.command(
@@ -50,7 +53,7 @@ def list_(session: Session, name: str | None) -> None:
                 size(snapshot.size_bytes),
                 *((size(snapshot.own_bytes), size(snapshot.shared_bytes)) if sharing else ()),
                 counted,
-                snapshot.format,
+                " ".join(filter(None, (snapshot.format, _compression(snapshot)))),
                 state,
             )
         )
@@ -121,6 +124,10 @@ def verify(session: Session, name: str, version: str | None) -> None:
     if session.output.as_json:
         session.output.document(verification)
     session.output.say(f"{verification.snapshot.name} {verification.snapshot.version} is whole")
+
+
+def _compression(snapshot: Snapshot) -> str | None:
+    return snapshot.manifest.compression if snapshot.manifest else None
 
 
 def snapshot_document(snapshot: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from keikaku_snapshots.cli.output import duration, size
+from keikaku_snapshots.cli.packing import packing_options, take_packing
 from keikaku_snapshots.cli.prune import given_policy, plan_document, retention_options
 from keikaku_snapshots.cli.session import Command, Session, complete_snapshot_name, pass_session
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     "--memory-limit", type=click.IntRange(min=1), metavar="MB", help="Stop at this resident memory."
 )
 @click.option("--format", type=click.Choice(["plain", "custom"]), default="plain", show_default=True)
+@packing_options
 @click.option(
     "--latest",
     type=click.Choice(["symlink", "hardlink", "copy"]),
@@ -82,6 +84,7 @@ def refresh(session: Session, **options: Any) -> None:
     from keikaku_snapshots.operations.refresh import refresh as run
 
     policy = given_policy(options)
+    options |= take_packing(session.settings, options, options["format"])
     day: datetime | None = options.pop("reference_date")
     wait_s = options.pop("lock_wait")
     latest, memory_limit_mb = options.pop("latest"), options.pop("memory_limit")

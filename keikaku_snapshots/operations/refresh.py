@@ -49,6 +49,10 @@ class RefreshOptions:
     allow_protected: bool = False
     #: Format of the snapshot.
     format: str = "plain"
+    #: ``gzip`` or ``zstd``, for ``plain``; None.
+    compression: str | None = None
+    #: Level of it, or of the custom format's own; the default if None.
+    level: int | None = None
     #: Seconds to wait for another refresh of this name or database.
     lock_wait_s: float = 0.0
     #: What is kept; the manager's own policy when None.
@@ -108,7 +112,13 @@ def refresh(
         if chosen is None:
             _refuse_empty(manager.url, options)
             generated = None
-            snapshot = manager.create_snapshot(name, format=options.format, progress=progress)
+            snapshot = manager.create_snapshot(
+                name,
+                format=options.format,
+                compression=options.compression,
+                level=options.level,
+                progress=progress,
+            )
         else:
             generated, snapshot = _generate(manager, settings, options, chosen, name, progress)
         manager.verify_snapshot(name, snapshot.version)
@@ -165,6 +175,8 @@ def _generate(
             allow_protected=options.allow_protected,
             name=name,
             format=options.format,
+            compression=options.compression,
+            level=options.level,
             progress=progress,
             **options.generate,
         )

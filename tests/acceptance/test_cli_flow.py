@@ -256,3 +256,34 @@ def test_the_embedded_server_is_started_and_stopped(keikaku: Keikaku, tmp_path: 
     assert stop.returncode == 0
     assert "does not run" in keikaku("server", "status").stdout
     assert "it was not running" in keikaku("server", "stop").stderr
+
+
+def test_a_compression_is_an_option_of_every_command_that_makes_snapshots(
+    keikaku: Keikaku, database: DatabaseURL
+) -> None:
+    """B5: the option, the configuration, `none` to leave it out once; a level that does not exist is told."""
+    _query(database, "CREATE TABLE t (id integer PRIMARY KEY); INSERT INTO t VALUES (1)")
+    configured = {"KEIKAKU_COMPRESSION": "gzip", "KEIKAKU_COMPRESSION_LEVEL": "9"}
+    for arguments, variables, suffix in (
+        (["create", "a", "--compression", "zstd", "--level", "19"], {}, "sql.zst"),
+        (["create", "b"], configured, "sql.gz"),
+        (["create", "c", "--compression", "none"], configured, "sql"),
+        (["create", "d", "--format", "custom"], configured, "dump"),
+        (["create", "e", "--compression", "zstd"], configured, "sql.zst"),
+        (["refresh", "f", "--dump-only", "--compression", "gzip", "--no-prune"], {}, "sql.gz"),
+        (["refresh", "g", "--dump-only", "--no-prune"], configured, "sql.gz"),
+        (["generate", "--scale", "small", "--name", "h", "--compression", "zstd"], {}, "sql.zst"),
+    ):
+        done = keikaku(*arguments, "--json", url=database, **variables)
+        assert done.returncode == 0, done.stderr
+        path = Path(json.loads(done.stdout)["snapshot"]["path"])
+        assert path.name.split(".", 1)[1] == suffix
+        assert path.with_name(f"{path.name[0]}_latest.{suffix}").exists()
+    table = {line.split()[0]: line for line in keikaku("list").stdout.splitlines()}
+    assert "plain zstd" in table["a"]
+    assert "plain gzip" in table["b"]
+    done = keikaku("create", "i", "--compression", "gzip", "--level", "10", url=database)
+    assert done.returncode == 2
+    assert "from 1 to 9" in done.stderr
+    done = keikaku("generate", "--scale", "small", "--level", "3", url=database)
+    assert (done.returncode, "needs a compression" in done.stderr) == (2, True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,9 +24,11 @@ from keikaku_snapshots.errors import (
     SnapshotCorruptError,
     ToolMissingError,
 )
+from keikaku_snapshots.postgres import tools
 from keikaku_snapshots.postgres.connect import RetryPolicy
 from keikaku_snapshots.snapshots import dump as dump_module
 from keikaku_snapshots.snapshots import packed_file, unpack
+from keikaku_snapshots.snapshots.disk import ReserveWatcher
 from keikaku_snapshots.snapshots.packed_file import PackedFile
 from keikaku_snapshots.snapshots.store import SnapshotStore
 from tests.integration import schemas
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
 
     from keikaku_snapshots._process import RunningTool
     from keikaku_snapshots.postgres.url import DatabaseURL
+    from keikaku_snapshots.progress import Progress
     from tests.conftest import MakeDatabase
     from tests.servers import Server
 
@@ -59,7 +63,7 @@ def manager(database: DatabaseURL, tmp_path: Path) -> Iterator[SnapshotManager]:
 def started(monkeypatch: pytest.MonkeyPatch) -> list[RunningTool]:
     """Every pg_dump that a create starts."""
     found: list[RunningTool] = []
-    start = dump_module.start_pg_dump
+    start = tools.start_pg_dump
 
     def remembered(*arguments: Any, **options: Any) -> RunningTool:
         found.append(start(*arguments, **options))
@@ -88,7 +92,7 @@ def test_a_compressed_snapshot_is_the_dump_in_a_file_of_its_name(
     manager: SnapshotManager, compression: str
 ) -> None:
     """B5: NAME_VERSION.sql.gz or .sql.zst; the manifest describes the file and the text in it."""
-    told = []
+    told: list[Progress] = []
     made = manager.create_snapshot("small", compression=compression, progress=told.append)
     assert made.path.name == f"small_{made.version}.{COMPRESSIONS[compression]}"
     link = manager.directory / f"small_latest.{COMPRESSIONS[compression]}"
@@ -307,7 +311,7 @@ def test_too_little_room_for_the_text_is_said_before_anything_is_written(
     manager.create_snapshot("small", compression="gzip")
     schemas.run(manager.url, CHANGED)
     files = _files(manager)
-    monkeypatch.setattr(unpack.shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
     for strategy in ("in_place", "swap"):
         with pytest.raises(DiskFullError, match="too little room to unpack snapshot small"):
             manager.restore_snapshot("small", strategy=strategy)
@@ -332,7 +336,7 @@ def test_a_disk_that_fills_up_while_unpacking_leaves_nothing(
             manager.restore_snapshot("small", strategy=strategy)
     with monkeypatch.context() as patched:
         patched.setattr(unpack, "_WATCH_BYTES", 0)
-        patched.setattr(unpack.ReserveWatcher, "__call__", lambda _: "only 1 MB are free")
+        patched.setattr(ReserveWatcher, "__call__", lambda _: "only 1 MB are free")
         with pytest.raises(DiskFullError, match="only 1 MB are free"):
             manager.restore_snapshot("small", strategy=strategy)
     _unchanged(manager, files)
