@@ -13,9 +13,12 @@ import os
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from keikaku_snapshots.errors import SnapshotCorruptError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 #: First bytes of every archive of pg_dump.
 ARCHIVE_MAGIC: Final = b"PGDMP"
@@ -80,6 +83,15 @@ class Contents:
 def file_names(entry: Entry) -> list[str]:
     """Return what the file of an entry's rows can be called: with the suffix of its compression."""
     return [entry.file + suffix for suffix in _SUFFIXES]
+
+
+def list_text(ids: Iterable[int]) -> str:
+    """Write entries as ``pg_restore --use-list`` reads them.
+
+    Args:
+        ids: Numbers of entries.
+    """
+    return "".join(f"{number};\n" for number in ids)
 
 
 def is_directory_archive(head: bytes) -> bool:

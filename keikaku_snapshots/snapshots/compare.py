@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from keikaku_snapshots.errors import ParameterTypeError, UsageError
 from keikaku_snapshots.postgres import catalog
-from keikaku_snapshots.snapshots.compare_sources import Side, live_side, snapshot_side
+from keikaku_snapshots.snapshots.compare_sources import live_side, snapshot_side
 from keikaku_snapshots.snapshots.compare_tables import table_differences
 from keikaku_snapshots.snapshots.comparison import (
     ComparedSide,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from keikaku_snapshots.postgres.url import DatabaseURL
     from keikaku_snapshots.progress import ProgressCallback
+    from keikaku_snapshots.snapshots.compare_side import Side
     from keikaku_snapshots.snapshots.store import SnapshotStore
 
 log = logging.getLogger("keikaku_snapshots.compare")

@@ -11,10 +11,9 @@ import contextlib
 import hashlib
 import mmap
 import re
-import tempfile
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Final
 
 import psycopg
@@ -29,8 +28,11 @@ from keikaku_snapshots.postgres.tools import (
     pg_restore_script,
     translate_tool_failure,
 )
+from keikaku_snapshots.snapshots.archive import list_text, read_contents
 from keikaku_snapshots.snapshots.compare_keys import parse_copy, tables_and_roots
+from keikaku_snapshots.snapshots.compare_parts import parts_of, row_files
 from keikaku_snapshots.snapshots.compare_rows import BLOCK_BYTES, Blocks, blocks_of, project
+from keikaku_snapshots.snapshots.compare_side import Side, Source, in_order
 from keikaku_snapshots.snapshots.disk import ReserveWatcher
 from keikaku_snapshots.snapshots.in_place import in_use
 from keikaku_snapshots.snapshots.load import Script
@@ -38,7 +40,7 @@ from keikaku_snapshots.snapshots.script import Kind, Part
 from keikaku_snapshots.snapshots.verify import check_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from keikaku_snapshots.postgres.catalog import TableName
     from keikaku_snapshots.postgres.connect import Connection
@@ -60,46 +62,6 @@ LIVE_SETTINGS: Final = {
 _LARGE_OBJECT_BYTES: Final = 1 << 20
 _OPEN = re.compile(rb"SELECT pg_catalog\.lo_open\('(?P<oid>[0-9]+)'")
 _WRITE = re.compile(rb"SELECT pg_catalog\.lowrite\(0, '\\x(?P<hex>[0-9a-f]*)'\);")
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Some rows of a table: a COPY block, or a table or partition of the database."""
-
-    #: Columns in the order of the rows.
-    columns: tuple[str, ...]
-    #: Gives the rows with these columns, in this order.
-    read: Callable[[tuple[str, ...]], Blocks]
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One side of a comparison."""
-
-    #: ``snapshot`` or ``live``.
-    kind: str
-    #: Name of the snapshot or of the database.
-    name: str
-    #: Version of the snapshot; empty for the database.
-    version: str
-    #: Path of the file, or host, port and name of the database.
-    location: str
-    #: When the data were as they are compared; aware UTC.
-    at: datetime
-    #: Major version of the server.
-    server_major: int
-    #: Digest of the schema.
-    fingerprint: str
-    #: Definitions by kind and name.
-    objects: Mapping[str, str]
-    #: Alembic revisions.
-    alembic_heads: Sequence[str]
-    #: Last value and whether it was called, by sequence.
-    sequences: Mapping[str, tuple[int, bool]]
-    #: Where the rows of each table are; partitions count for their root.
-    tables: Mapping[TableName, list[Source]]
-    #: Digest of each large object by its number.
-    large_objects: Mapping[int, bytes] = field(default_factory=dict)
 
 
 # -- a snapshot --------------------------------------------------------------------------
@@ -124,18 +86,19 @@ def snapshot_side(
         SnapshotCorruptError: The file is damaged.
     """
     snapshot = opened.snapshot
-    if snapshot.format not in {"plain", "custom"} or (snapshot.manifest and snapshot.manifest.compression):
+    if snapshot.format not in {"plain", "custom", "directory"} or (
+        snapshot.manifest and snapshot.manifest.compression
+    ):
         raise UsageError(
             f"snapshot {snapshot} cannot be compared",
-            found=f"{opened.path.name}: only the formats plain and custom can",
+            found=f"{opened.path.name}: only the formats plain, custom and directory can",
         )
     check_shape(opened.fileno(), snapshot.format, opened.path.name)
     opened.check()
     manifest = snapshot.manifest
     if manifest is None:
         raise SnapshotCorruptError(f"snapshot {snapshot} has no manifest")
-    with _script(opened, manifest, pg_bin, minimum_free_mb) as script:
-        tables, large_objects = _contents(script, manifest.schema_objects)
+    with _read(opened, manifest, pg_bin, minimum_free_mb) as (tables, large_objects):
         yield Side(
             kind="snapshot",
             name=manifest.name,
@@ -154,8 +117,35 @@ def snapshot_side(
 
 
 @contextlib.contextmanager
-def _script(
+def _read(
     opened: OpenSnapshot, manifest: Manifest, pg_bin: Path | None, minimum_free_mb: int
+) -> Iterator[tuple[dict[TableName, list[Source]], dict[int, bytes]]]:
+    """Where the rows of each table are, and the digests of the large objects."""
+    contents = read_contents(opened.fileno(), opened.path.name) if manifest.format == "directory" else None
+    files = row_files(contents, manifest.parts) if contents is not None else None
+    if contents is None or files is None:
+        with _script(opened, manifest, pg_bin, minimum_free_mb) as script:
+            yield _contents(script, manifest.schema_objects)
+        return
+    tables = parts_of(opened, manifest, contents, files)
+    if not manifest.large_objects:
+        yield tables, {}
+        return
+    with NamedTemporaryFile("w", prefix="keikaku-", suffix=".list") as chosen:
+        chosen.write(list_text(entry.id for entry in contents.entries if entry.kind == "BLOBS"))
+        chosen.flush()
+        with _script(opened, manifest, pg_bin, minimum_free_mb, list_file=chosen.name) as script:
+            yield tables, _contents(script, manifest.schema_objects)[1]
+
+
+@contextlib.contextmanager
+def _script(
+    opened: OpenSnapshot,
+    manifest: Manifest,
+    pg_bin: Path | None,
+    minimum_free_mb: int,
+    *,
+    list_file: str | None = None,
 ) -> Iterator[Script]:
     """The snapshot as plain SQL; the rows of an archive are written to a temporary file first."""
     name, descriptor = opened.path.name, opened.fileno()
@@ -164,13 +154,14 @@ def _script(
             yield script
         return
     tools = find_tools(manifest.server_major, configured=pg_bin)
-    with tempfile.NamedTemporaryFile(prefix="keikaku-", suffix=".sql") as file:
+    with NamedTemporaryFile(prefix="keikaku-", suffix=".sql") as file:
         watcher = ReserveWatcher(Path(file.name).parent, minimum_free_mb)
         result = pg_restore_script(
             tools,
             f"/dev/fd/{descriptor}",
             file.name,
             single_transaction=False,
+            list_file=list_file,
             extra=["--data-only"],
             pass_fds=(descriptor,),
             watch=watcher,
@@ -200,12 +191,7 @@ def _contents(
                 table, columns = target
                 found[roots[table]].append((table, _copy_source(script, part, columns)))
             _forget(script, part.data_start, part.data_end)
-    return {root: _sorted(sources) for root, sources in found.items()}, large_objects.digests()
-
-
-def _sorted(sources: list[tuple[TableName, Source]]) -> list[Source]:
-    """In the order of the partitions' names, so that equal sides have equal streams."""
-    return [source for _, source in sorted(sources, key=lambda pair: pair[0])]
+    return {root: in_order(sources) for root, sources in found.items()}, large_objects.digests()
 
 
 def _copy_source(script: Script, part: Part, columns: tuple[str, ...]) -> Source:
@@ -321,7 +307,7 @@ def _live(connection: Connection, url: DatabaseURL) -> Side:
         sequences={
             name: (state.last_value, state.is_called) for name, state in catalog.sequences(connection).items()
         },
-        tables={root: _sorted(found) for root, found in sources.items()},
+        tables={root: in_order(found) for root, found in sources.items()},
         large_objects=_live_large_objects(connection),
     )
 

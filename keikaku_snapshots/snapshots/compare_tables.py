@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from keikaku_snapshots.postgres.catalog import TableName
     from keikaku_snapshots.snapshots.compare_rows import Blocks
-    from keikaku_snapshots.snapshots.compare_sources import Side, Source
+    from keikaku_snapshots.snapshots.compare_side import Side, Source
 
 
 class Layout(NamedTuple):
@@ -102,6 +102,9 @@ def _table(
     keep: int,
     directory: Path | None,
 ) -> TableDifference:
+    same = _rows_of_same_parts(old, new)
+    if same is not None:
+        return TableDifference(name.text, "same", same, same, 0, 0, 0, shape.key, {}, (), ())
     positions = tuple(shape.columns.index(column) for column in shape.key)
     comparison = RowComparison(positions, keep=keep, directory=directory)
     rows = comparison.run(_blocks(old, shape.columns), _blocks(new, shape.columns))
@@ -125,6 +128,17 @@ def _table(
         columns_removed=shape.removed,
         rows=tuple(_row(row, shape.columns, positions) for row in rows.rows),
     )
+
+
+def _rows_of_same_parts(old: list[Source] | None, new: list[Source] | None) -> int | None:
+    """The number of rows where both sides have the same files of a directory format: nothing is unpacked."""
+    if not old or not new:
+        return None
+    counts = [source.rows for source in new]
+    same = [(one.columns, one.sha256) for one in old] == [(one.columns, one.sha256) for one in new]
+    if not same or not all(source.sha256 for source in new) or None in counts:
+        return None
+    return sum(count or 0 for count in counts)
 
 
 def spill_directory(directory: Path) -> Path | None:

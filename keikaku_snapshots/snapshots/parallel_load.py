@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from keikaku_snapshots.errors import SnapshotCorruptError
 from keikaku_snapshots.postgres.tools import pg_restore_script, start_pg_restore, translate_tool_failure
-from keikaku_snapshots.snapshots.archive import Section, file_names, read_contents
+from keikaku_snapshots.snapshots.archive import Section, file_names, list_text, read_contents
 from keikaku_snapshots.snapshots.load import Loader, Script
 from keikaku_snapshots.snapshots.script import Kind, copies_rows, read_parts
 
@@ -105,11 +105,6 @@ def _only_defines(entry: Entry) -> bool:
     except SnapshotCorruptError:
         return False
     return all(part.kind is Kind.DEFINITION for part in parts)
-
-
-def list_text(ids: Iterable[int]) -> str:
-    """Write entries as ``pg_restore --use-list`` reads them."""
-    return "".join(f"{number};\n" for number in ids)
 
 
 @dataclass(frozen=True, slots=True)

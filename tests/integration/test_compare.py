@@ -17,6 +17,7 @@ from keikaku_snapshots.errors import (
     SnapshotNotFoundError,
     UsageError,
 )
+from keikaku_snapshots.snapshots import compare_parts
 from tests.integration import schemas
 from tests.servers import as_role, connect
 
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from keikaku_snapshots.postgres.url import DatabaseURL
+    from keikaku_snapshots.snapshots.archive import Entry
+    from keikaku_snapshots.snapshots.compare_rows import Blocks
     from keikaku_snapshots.snapshots.comparison import Comparison, TableDifference
+    from keikaku_snapshots.snapshots.reading import OpenSnapshot
     from tests.conftest import MakeDatabase
     from tests.servers import Server
 
@@ -51,7 +55,7 @@ def _statuses(comparison: Comparison) -> dict[str, str]:
     return {table.name: table.status for table in comparison.tables if table.status != "same"}
 
 
-@pytest.mark.parametrize("format_name", ["plain", "custom"])
+@pytest.mark.parametrize("format_name", ["plain", "custom", "directory"])
 def test_one_of_everything_is_the_same_and_each_damage_is_seen(
     each_server: Server, make_database: MakeDatabase, tmp_path: Path, format_name: str
 ) -> None:
@@ -283,15 +287,49 @@ def test_names_versions_and_snapshots_name_a_side(manager: SnapshotManager, data
         files.compare_snapshots("app", "live")
 
 
-@pytest.mark.parametrize("format_name", ["plain", "custom"])
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def test_equal_parts_of_directories_are_not_unpacked(
+    manager: SnapshotManager, database: DatabaseURL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B11: two snapshots that share most of their parts are compared by what they do not share."""
+    schemas.run(
+        database, STAFFS + "CREATE TABLE still (n int); INSERT INTO still SELECT generate_series(1, 7)"
+    )
+    for version in ("one", "two"):
+        manager.create_snapshot("app", version=version, format="directory")
+        schemas.run(database, "UPDATE staffs SET name = 'other' WHERE id = 1")
+    read: list[str] = []
+
+    def remembered(opened: OpenSnapshot, entry: Entry, name: str) -> Blocks:
+        read.append(entry.tag)
+        return part_rows(opened, entry, name)
+
+    part_rows = compare_parts.part_rows
+    monkeypatch.setattr(compare_parts, "part_rows", remembered)
+    one, two = (manager.get_snapshot("app", version) for version in ("one", "two"))
+    found = manager.compare_snapshots(one, two)
+
+    assert read == ["staffs", "staffs"]
+    assert {table.name: (table.rows_before, table.changed) for table in found.tables} == {
+        "public.staffs": (found.tables[0].rows_before, 1),
+        "public.still": (7, 0),
+    }
+
+
+@pytest.mark.parametrize("format_name", ["plain", "custom", "directory"])
 def test_a_damaged_file_is_refused(manager: SnapshotManager, database: DatabaseURL, format_name: str) -> None:
     """B13: the checksum is compared first, on either side."""
     schemas.run(database, STAFFS)
     manager.create_snapshot("whole")
     snapshot = manager.create_snapshot("bad", format=format_name)
-    content = bytearray(snapshot.path.read_bytes())
+    damaged = max(snapshot.path.iterdir(), key=_size) if format_name == "directory" else snapshot.path
+    content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 1
-    snapshot.path.write_bytes(content)
+    damaged.chmod(0o600)
+    damaged.write_bytes(content)
 
     for sides in (("bad", "live"), ("whole", "bad")):
         with pytest.raises(SnapshotCorruptError):
