@@ -122,13 +122,22 @@ def _fields(kind: type) -> dict[str, str]:
     return {name: str(text) for name, text in texts.items() if holds_fields and not name.startswith("_")}
 
 
+def _own(kind: type) -> dict[str, Any]:
+    """What a class defines; the methods of one class may be spread over several, called ``…Methods``."""
+    found = dict(vars(kind))
+    for base in kind.__mro__[1:]:
+        if base.__name__.endswith("Methods"):
+            found = {**found, **{name: member for name, member in vars(base).items() if name not in found}}
+    return found
+
+
 def _is_property(member: object) -> bool:
     return isinstance(member, property | functools.cached_property)
 
 
 def _members(kind: type) -> Iterator[tuple[str, Any]]:
     """Public methods and properties in the order of the source."""
-    for name, member in vars(kind).items():
+    for name, member in _own(kind).items():
         if name.startswith("_"):
             continue
         if isinstance(member, property):
@@ -178,7 +187,7 @@ class _Writer:
         # A property stands in the section of its class.
         self._methods = {
             f"{item.name}.{name}": _anchor(
-                item.name if _is_property(vars(item.value)[name]) else f"{item.name}.{name}"
+                item.name if _is_property(_own(item.value)[name]) else f"{item.name}.{name}"
             )
             for item in items.values()
             if inspect.isclass(item.value)
@@ -224,7 +233,7 @@ class _Writer:
             listed = ", ".join(self._inline(f"`{name}`", "SnapshotManager") for name in twins)
             lines += [f"To be awaited: {listed}.", ""]
         methods = dict(_members(kind))
-        properties = [name for name in methods if _is_property(vars(kind)[name])]
+        properties = [name for name in methods if _is_property(_own(kind)[name])]
         if properties:
             lines += [
                 "Properties:",
@@ -233,7 +242,7 @@ class _Writer:
                 "",
             ]
         for name, member in methods.items():
-            title, is_static = f"{item.name}.{name}", isinstance(vars(kind)[name], staticmethod)
+            title, is_static = f"{item.name}.{name}", isinstance(_own(kind)[name], staticmethod)
             lines += [f"#### {title}", "", *self._function(member, title, item.name, method=not is_static)]
         return lines
 

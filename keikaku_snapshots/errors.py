@@ -197,7 +197,7 @@ class SnapshotNotFoundError(KeikakuError, FileNotFoundError):
 
 
 class LockBusyError(KeikakuError, BlockingIOError):
-    """Another process works on the same snapshot or database."""
+    """Another process or thread works on the same snapshot or database."""
 
     exit_code = 11
     default_hint = "Wait until it has ended, or pass lock_wait_s (--lock-wait) to wait for it."

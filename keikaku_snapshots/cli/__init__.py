@@ -31,6 +31,7 @@ COMMANDS = {
     "rename": ("labels", "rename", "Give all versions of a snapshot another name."),
     "pin": ("labels", "pin", "Keep a version from retention, or let it go again (--off)."),
     "tag": ("labels", "tag", "Add free words to a version, or remove them."),
+    "describe": ("labels", "describe", "Say what a version is for."),
     "prune": ("prune", "prune", "Delete the versions that no retention rule keeps."),
     "refresh": ("operations", "refresh", "Make a snapshot anew without anybody watching."),
     "check": (

@@ -1,4 +1,4 @@
-"""`keikaku rename`, `pin`, `tag`: what snapshots are called and marked with."""
+"""`keikaku rename`, `pin`, `tag`, `describe`: what snapshots are called and marked with."""
 
 from __future__ import annotations
 
@@ -100,3 +100,28 @@ def tag(session: Session, *, name: str, words: tuple[str, ...], version: str | N
     if session.output.as_json:
         session.output.document(snapshot)
     session.output.say(f"{snapshot.name} {snapshot.version}: {', '.join(snapshot.tags) or 'no tags'}")
+
+
+@click.command(
+    "describe",
+    cls=Command,
+    database=False,
+    examples=[
+        ('keikaku describe nightly "before migration 0042"', "The newest version."),
+        ('keikaku describe nightly "" --version 20250131', "Take the description of a version away."),
+    ],
+)
+@click.argument("name", shell_complete=complete_snapshot_name)
+@click.argument("text")
+@_version
+@pass_session
+def describe(session: Session, *, name: str, text: str, version: str | None) -> None:
+    """Say what a version is for.
+
+    It replaces what was said before; `keikaku show` shows it.
+    """
+    with session.manager(database=False) as manager:
+        snapshot = manager.describe_snapshot(name, text, version)
+    if session.output.as_json:
+        session.output.document(snapshot)
+    session.output.say(f"{snapshot.name} {snapshot.version}: {snapshot.description or 'no description'}")

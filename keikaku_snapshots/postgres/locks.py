@@ -157,8 +157,18 @@ def unlock(connection: Connection, target: str) -> None:
 
 
 def _application_name(purpose: str) -> str:
-    text = f"keikaku_snapshots {purpose} {os.getpid()}@{socket.gethostname()}"
+    text = f"keikaku_snapshots {purpose} {_process()}"
     return text.encode("ascii", "replace").decode()[:63]
+
+
+def _process() -> str:
+    return f"{os.getpid()}@{socket.gethostname()}"
+
+
+def _is_this_process(application_name: str) -> bool:
+    """Tell whether the holder of a lock is another thread of ours; a long name was cut at its end."""
+    mark = application_name.rpartition(" ")[2]
+    return "@" in mark and _process().encode("ascii", "replace").decode().startswith(mark)
 
 
 @contextmanager
@@ -215,8 +225,10 @@ def _busy(connection: Connection, url: DatabaseURL, wait_s: float) -> LockBusyEr
     found = "It was freed in this moment." if holder is None else (
         f"Held by server process {holder[0]}, user {holder[1]}, application {holder[2]!r}"
     )  # fmt: skip
+    ours = holder is not None and _is_this_process(holder[2])
     return LockBusyError(
-        f"another process works on database {url.database!r}{waited}",
+        f"{'another thread of this process' if ours else 'another process'} works on database"
+        f" {url.database!r}{waited}",
         found=f"{found}\nDatabase: {url.location}",
         holder_pid=holder[0] if holder else None,
         holder_application=holder[2] if holder else None,

@@ -21,6 +21,7 @@ from keikaku_snapshots.errors import (
     KeikakuError,
     SnapshotCorruptError,
     SnapshotNotFoundError,
+    UsageError,
 )
 
 if TYPE_CHECKING:
@@ -254,6 +255,12 @@ def translate_os_error(error: OSError, *, doing: str, path: Path | None = None) 
             f"not allowed while {doing}",
             found=found,
             hint="Give this account the right to write there, or use another --snapshot-dir.",
+        )
+    if error.errno == errno.ENOTDIR:
+        return UsageError(
+            f"the snapshot directory is not a directory, seen while {doing}",
+            found=found,
+            hint="Use another --snapshot-dir.",
         )
     if error.errno == errno.ENOENT:
         return SnapshotNotFoundError(f"a file is missing while {doing}", found=found)

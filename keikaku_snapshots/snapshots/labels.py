@@ -1,4 +1,4 @@
-"""What people call snapshots: finding one by the beginning of its version, pins and tags."""
+"""What people call snapshots: finding one by the beginning of its version, pins, tags, descriptions."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from keikaku_snapshots.errors import InvalidNameError, ParameterTypeError, UsageError
+from keikaku_snapshots.snapshots.manifest import Snapshot
 from keikaku_snapshots.snapshots.names import check_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from keikaku_snapshots.snapshots.manifest import Manifest, Snapshot
+    from keikaku_snapshots.snapshots.manifest import Manifest
     from keikaku_snapshots.snapshots.store import SnapshotStore
 
 _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
@@ -57,6 +58,38 @@ def find_snapshot(store: SnapshotStore, name: str, version: str | None = None) -
     return store.find(name, fitting[0])
 
 
+def name_and_version(
+    store: SnapshotStore, given: str | Snapshot, version: str | None
+) -> tuple[str, str | None]:
+    """Take a snapshot in the place of its name: exactly its version.
+
+    Args:
+        store: Where it must be.
+        given: A name, or a snapshot of this directory.
+        version: What was given beside it.
+
+    Returns:
+        Name and version; a name with its version as they were given.
+
+    Raises:
+        UsageError: The snapshot has another version, or is in another directory.
+    """
+    if not isinstance(given, Snapshot):
+        return given, version
+    if version not in {None, given.version}:
+        raise UsageError(
+            f"the snapshot {given} is given with another version {version!r}",
+            hint="Leave the version out, or give the name in place of the snapshot.",
+        )
+    if given.path.parent != store.directory and not given.path.parent.samefile(store.directory):
+        raise UsageError(
+            f"the snapshot {given} is in another directory",
+            found=f"{given.path.parent}, not {store.directory}",
+            hint="Use a SnapshotManager of that directory.",
+        )
+    return given.name, given.version
+
+
 def pin(store: SnapshotStore, snapshot: Snapshot, *, pinned: bool) -> Snapshot:
     """Keep a version from retention, or let it go again.
 
@@ -69,6 +102,33 @@ def pin(store: SnapshotStore, snapshot: Snapshot, *, pinned: bool) -> Snapshot:
         The version as it is now.
     """
     return store.change(snapshot, pinned=bool(pinned))
+
+
+def describe(store: SnapshotStore, snapshot: Snapshot, text: str) -> Snapshot:
+    """Change the description of a version.
+
+    Args:
+        store: Where it is.
+        snapshot: The version.
+        text: What it is for.
+
+    Returns:
+        The version as it is now.
+    """
+    return store.change(snapshot, description=text)
+
+
+def check_description(text: object) -> None:
+    """Refuse what is no description.
+
+    Args:
+        text: The description.
+
+    Raises:
+        ParameterTypeError: It is no text.
+    """
+    if not isinstance(text, str):
+        raise ParameterTypeError(f"the description must be text, not {type(text).__name__}")
 
 
 def tag(

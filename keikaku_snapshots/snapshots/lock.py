@@ -132,11 +132,14 @@ class FileLock:
     def _wait(self, descriptor: int) -> None:
         if not wait_for_flock(descriptor, shared=self.shared, wait_s=self.wait_s):
             waited = f" after waiting {self.wait_s:g} s" if self.wait_s else ""
-            raise LockBusyError(
-                f"{self.subject} is in use by another process{waited}", found=holders(descriptor)
-            )
+            who = "another thread of this process" if self._is_ours() else "another process"
+            raise LockBusyError(f"{self.subject} is in use by {who}{waited}", found=holders(descriptor))
         if not self.shared:
             self._note(descriptor)
+
+    def _is_ours(self) -> bool:
+        with _held_guard:
+            return any(other.path == self.path for other in _held)
 
     def _note(self, descriptor: int) -> None:
         note = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from keikaku_snapshots.errors import ParameterTypeError, UsageError
@@ -169,6 +170,22 @@ def check_jobs(jobs: int | None) -> None:
         raise ParameterTypeError(f"jobs must be a whole number, not {type(jobs).__name__}")
     if jobs < 1:
         raise UsageError(f"jobs must be 1 or more, but is {jobs}")
+
+
+def check_directory(directory: object) -> None:
+    """Check what names the snapshot directory.
+
+    Args:
+        directory: Text or a path.
+
+    Raises:
+        ParameterTypeError: It is something else.
+        UsageError: It is empty.
+    """
+    if not isinstance(directory, str | os.PathLike):
+        raise ParameterTypeError(f"snapshot_dir must be a path, not {type(directory).__name__}")
+    if not os.fspath(directory):
+        raise UsageError("snapshot_dir is empty", hint="Name a directory, such as 'snapshots'.")
 
 
 def check_number(label: str, value: object) -> None:

@@ -80,6 +80,7 @@ def test_a_target_is_locked_for_one_and_the_other_is_told_who(
 
     assert f"server process {lock.backend_pid}" in str(raised.value)
     assert f"keikaku_snapshots restore {os.getpid()}@" in str(raised.value)
+    assert "another thread of this process" in raised.value.what
     with databases.target_lock(database):
         pass
 

@@ -450,3 +450,13 @@ def _short_lock_wait(init: Any) -> Any:
         init(self, *arguments, **{**keywords, "lock_wait_timeout_s": 0.3})
 
     return call
+
+
+def test_a_snapshot_is_restored_as_itself(manager: SnapshotManager) -> None:
+    """B2: what was listed can be handed back, and means exactly its version."""
+    first = manager.create_snapshot("small")
+    schemas.run(manager.url, "CREATE TABLE later (id int)")
+    manager.create_snapshot("small")
+
+    assert manager.restore_snapshot(first).snapshot.version == first.version
+    assert schemas.rows_of(manager.url, "SELECT to_regclass('later')") == [(None,)]

@@ -16,6 +16,7 @@ from keikaku_snapshots.cli.run import run
 from keikaku_snapshots.errors import (
     InvalidNameError,
     ParameterTypeError,
+    SnapshotCorruptError,
     SnapshotExistsError,
     SnapshotNotFoundError,
     UsageError,
@@ -167,6 +168,74 @@ class TestRename:
         assert len(manager.list_snapshots("app")) == 5
 
 
+class TestDescribe:
+    """`describe_snapshot(name, text)`."""
+
+    def test_the_description_of_one_version_changes(self, manager: SnapshotManager) -> None:
+        """B4: it is in the manifest; the others keep theirs, and an empty text takes it away."""
+        assert manager.describe_snapshot("app", "移行前", "20260130").description == "移行前"
+        assert manager.get_snapshot("app", "20260130").description == "移行前"
+        assert manager.get_snapshot("app", "v1.2").description != "移行前"
+        assert manager.describe_snapshot("app", "", "20260130").description == ""
+
+    def test_it_is_in_the_audit_log_and_so_is_a_tag(self, manager: SnapshotManager) -> None:
+        """B14: every change of a snapshot is recorded, begun and done."""
+        manager.describe_snapshot("app", "x", "20260130")
+        manager.tag_snapshot("app", "20260130", add=["a"])
+        lines = [json.loads(line) for line in (manager.directory / "audit.log").read_text().splitlines()]
+        assert [(line["action"], line["version"], line["outcome"]) for line in lines] == [
+            ("describe", "20260130_010000", "begun"),
+            ("describe", "20260130_010000", "done"),
+            ("tag", "20260130_010000", "begun"),
+            ("tag", "20260130_010000", "done"),
+        ]
+
+    def test_what_is_no_text_or_no_snapshot_is_refused(self, manager: SnapshotManager) -> None:
+        """A type error before anything is written, and the usual error of a missing one."""
+        with pytest.raises(ParameterTypeError):
+            manager.describe_snapshot("app", 3)  # type: ignore[arg-type]
+        with pytest.raises(SnapshotNotFoundError):
+            manager.describe_snapshot("missing", "x")
+
+
+class TestSnapshotInPlaceOfAName:
+    """A `Snapshot` that was listed is given where a name is asked for."""
+
+    def test_it_means_exactly_its_version(self, manager: SnapshotManager) -> None:
+        """B3: not the newest one of its name."""
+        old = manager.get_snapshot("app", "20260130")
+        assert manager.get_snapshot(old) == old
+        assert manager.pin_snapshot(old).version == old.version
+        assert manager.tag_snapshot(old, add=["a"]).version == old.version
+        assert manager.describe_snapshot(old, "x").version == old.version
+        with pytest.raises(SnapshotCorruptError, match="app_20260130_010000"):
+            manager.verify_snapshot(old)  # these files are no dumps
+        assert manager.delete_snapshot(old)
+        assert not manager.delete_snapshot(old)
+        with pytest.raises(SnapshotNotFoundError):
+            manager.get_snapshot(old)
+        assert len(manager.list_snapshots("app")) == 4
+
+    def test_another_version_or_directory_is_refused(self, manager: SnapshotManager, tmp_path: Path) -> None:
+        """Two answers to one question are no answer; another directory may have the same names."""
+        old = manager.get_snapshot("app", "20260130")
+        with pytest.raises(UsageError, match="another version"):
+            manager.delete_snapshot(old, "v1.2")
+        (tmp_path / "other").mkdir()
+        with pytest.raises(UsageError, match="another directory"):
+            SnapshotManager(None, tmp_path / "other").get_snapshot(old)
+        (tmp_path / "link").symlink_to(manager.directory)
+        assert SnapshotManager(None, tmp_path / "link").get_snapshot(old).version == old.version
+
+
+def test_a_snapshot_directory_of_the_wrong_type_is_refused() -> None:
+    """A8: a type error that names the parameter, not an AttributeError later."""
+    with pytest.raises(ParameterTypeError, match="snapshot_dir must be a path, not int"):
+        SnapshotManager(None, 3)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="snapshot_dir is empty"):
+        SnapshotManager(None, "")
+
+
 @pytest.fixture
 def type_(capsys: pytest.CaptureFixture[str], store: SnapshotStore, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run the command line in this process, beside that directory."""
@@ -190,6 +259,10 @@ class TestCommands:
         assert type_("pin", "app", "--version", "20260130") == (0, "", "pinned app 20260130_010000\n")
         assert type_("tag", "app", "a", "b", "--version", "20260130")[2] == "app 20260130_010000: a, b\n"
         assert type_("tag", "app", "a", "--remove", "--version", "20260130")[2].endswith(": b\n")
+        text = ("describe", "app", "移行前", "--version", "20260130")
+        assert type_(*text)[2] == "app 20260130_010000: 移行前\n"
+        assert json.loads(type_(*text, "--json")[1])["manifest"]["description"] == "移行前"
+        assert type_("describe", "app", "", "--version", "20260130")[2].endswith(": no description\n")
         assert type_("rename", "app", "web")[2].startswith("renamed app to web: 5 versions, newest ")
         assert type_("pin", "web", "--version", "20260130", "--off")[2] == "unpinned web 20260130_010000\n"
 
@@ -212,3 +285,11 @@ class TestCommands:
         write(store, "other", name="web")
         assert type_("rename", "app", "web")[0] == 2
         assert type_("rename", "missing", "new")[0] == 10
+
+    @pytest.mark.parametrize("command", ["list", "show app", "verify app", "prune", "pin app"])
+    def test_a_file_as_the_directory_is_a_usage_error(self, type_: Run, command: str, tmp_path: Path) -> None:
+        """Exit code 2: what was typed is wrong, and nothing failed to be created."""
+        (tmp_path / "file").touch()
+        code, _, err = type_(*command.split(), "--snapshot-dir", str(tmp_path / "file"))
+        assert code == 2
+        assert "the snapshot directory is not a directory" in err

@@ -181,6 +181,22 @@ def test_the_same_thread_fails_at_once_instead_of_waiting_for_itself(tmp_path: P
     assert try_lock(tmp_path / "a.lock")
 
 
+def test_a_lock_of_another_thread_is_not_blamed_on_another_process(tmp_path: Path) -> None:
+    """Whoever looks for another process by the message would look in vain."""
+    caught: list[LockBusyError] = []
+
+    def second() -> None:
+        with pytest.raises(LockBusyError) as error:
+            FileLock(tmp_path / "a.lock").acquire()
+        caught.append(error.value)
+
+    with FileLock(tmp_path / "a.lock"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+    assert "in use by another thread of this process" in caught[0].what
+
+
 def test_another_thread_waits(tmp_path: Path) -> None:
     """FAULTS 56: two threads of one process take turns like two processes."""
     got = threading.Event()
