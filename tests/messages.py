@@ -33,7 +33,7 @@ RECORD = "RECORD_MESSAGES"
 
 #: What is another one in each run: pattern, what stands for it in the documents.
 _VARYING = (
-    (r"\.\d+\.[0-9a-f]{12}\.tmp\b", ".4711.5d2f.tmp"),
+    (r"\.\d+\.[0-9a-f]{12}((?:\.deleted)?\.tmp)\b", r".4711.5d2f\1"),
     (r"has \d+ bytes, the manifest says \d+", "has 4096 bytes, the manifest says 5208"),
     (
         r"needed [\d,.]+ MB \(estimated [\d,.]+ MB and [\d,.]+ MB(.*?)\), free [\d,.]+ MB",

@@ -242,6 +242,7 @@ _RUN_MIGRATIONS_JA = "先にマイグレーションを実行してください�
 _RUN_AGAIN_JA = "別のセッションが同じテーブルを使用しています。再実行してください。"
 #: The hints above in Japanese.
 _HINTS_JA: dict[str, str] = {
+    "": "上記のサーバーのメッセージが示す原因を取り除き、再実行してください。",
     "3D000": "データベースを作成する(createdb NAME)か、URL のデータベース名を修正してください。",
     "53300": "不要な接続を閉じるか、max_connections を上げてください。",
     "55P03": (
@@ -282,7 +283,8 @@ def _from_state(report: ServerReport, context: _Context) -> errors.KeikakuError:
             kind, sentence, hint = _BY_STATE[key]
             break
     else:
-        key, kind, sentence, hint = "", errors.KeikakuError, "the server refused the statement", report.hint
+        key, kind, sentence = "", errors.KeikakuError, "the server refused the statement"
+        hint = report.hint or "Correct what the server's message above names, then run it again."
     message = report.message
     fields: dict[str, Any] = {"detail": report.detail, "context": report.context}
     if kind is errors.DataError:

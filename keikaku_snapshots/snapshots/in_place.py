@@ -60,7 +60,7 @@ _BUSY = frozenset({"55P03", "40P01"})
 _HOLDERS = """
 SELECT DISTINCT a.pid, coalesce(a.usename::text, '?'), coalesce(nullif(a.application_name, ''), '?'),
        coalesce(a.state, ''), coalesce(host(a.client_addr), 'local'),
-       coalesce(extract(epoch FROM clock_timestamp() - a.xact_start)::float, 0)
+       coalesce(extract(epoch FROM statement_timestamp() - a.xact_start)::float, 0)
 FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
 WHERE l.granted AND l.locktype = 'relation' AND l.pid <> pg_catalog.pg_backend_pid()
   AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
