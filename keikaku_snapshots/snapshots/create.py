@@ -13,6 +13,7 @@ from keikaku_snapshots.errors import ConnectError
 from keikaku_snapshots.postgres import catalog
 from keikaku_snapshots.postgres.capacity import check_free_connections
 from keikaku_snapshots.postgres.connect import connect, is_transient, retrying, server_info, translated
+from keikaku_snapshots.postgres.rewrites import were_rewritten
 from keikaku_snapshots.postgres.tools import Tools, find_tools
 from keikaku_snapshots.snapshots.disk import check_space, estimate_bytes
 from keikaku_snapshots.snapshots.dump import Dump, DumpOptions, take_dump
@@ -90,7 +91,7 @@ class Create:
         name = self._fields["name"]
 
         def lost(error: BaseException) -> bool:
-            return isinstance(error, ConnectError) and is_transient(error)
+            return were_rewritten(error) or (isinstance(error, ConnectError) and is_transient(error))
 
         with self._store.writing(name, operation="create", wait_s=lock_wait_s) as lock:
             if version is not None:

@@ -30,6 +30,7 @@ from keikaku_snapshots.postgres import catalog
 from keikaku_snapshots.postgres.connect import server_info, translated
 from keikaku_snapshots.postgres.filters import OUR_SCHEMAS
 from keikaku_snapshots.postgres.ownership import OwnershipStatement, owners_and_grants, roles_needed
+from keikaku_snapshots.postgres.rewrites import refuse_rewritten
 from keikaku_snapshots.postgres.tools import (
     Tools,
     start_pg_dump,
@@ -136,6 +137,7 @@ def take_dump(
         ConnectError: The connection was lost; nothing but the temporary file is left.
         DiskFullError: The reserve of free space was reached.
         CreateFailedError: pg_dump failed.
+        LockBusyError: A table was emptied between the snapshot and pg_dump's lock.
     """
     with translated(url, "exporting a snapshot"):
         exported, our_schemas = _export(connection)
@@ -174,6 +176,8 @@ def take_dump(
             file, content = writer.finish(stage.path.name)
     except KeikakuError as error:
         raise _create_failed(error, url) from error
+    with translated(url, "looking for tables that were emptied meanwhile"):
+        refuse_rewritten(connection, url)
     parts = writer.parts if isinstance(writer, PartFiles) else {}
     return Dump(file, facts, created_at, datetime.now(UTC), content, parts)
 

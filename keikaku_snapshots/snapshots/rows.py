@@ -23,6 +23,7 @@ from psycopg import sql
 from keikaku_snapshots.errors import ConnectError, CreateFailedError, DataError, KeikakuError
 from keikaku_snapshots.postgres import catalog
 from keikaku_snapshots.postgres.connect import connect, is_transient, retrying, server_info, translated
+from keikaku_snapshots.postgres.rewrites import refuse_rewritten, were_rewritten
 from keikaku_snapshots.progress import Progress, ProgressCallback
 from keikaku_snapshots.snapshots.disk import check_space, estimate_bytes
 from keikaku_snapshots.snapshots.guards import check_create_identity
@@ -139,7 +140,7 @@ class CreateRows:
         name = self._fields["name"]
 
         def lost(error: BaseException) -> bool:
-            return isinstance(error, ConnectError) and is_transient(error)
+            return were_rewritten(error) or (isinstance(error, ConnectError) and is_transient(error))
 
         with self._store.writing(name, operation="create", wait_s=lock_wait_s):
             if version is not None:
@@ -180,6 +181,7 @@ class CreateRows:
             with self._store.stage(self._fields["name"], self._suffix) as stage:
                 with translated(self._url, "reading the test rows"):
                     written = self._write(connection, stage, tables, created_at, facts, progress)
+                    refuse_rewritten(connection, self._url)
                 return self._publish(stage, written, created_at, facts, version, overwrite=overwrite)
         finally:
             connection.close()
