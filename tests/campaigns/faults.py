@@ -133,6 +133,12 @@ def measure(world: World, action: Action) -> tuple[Measure, Ended]:
     return Measure(ended.seconds, ended.operations, sent, answered), ended
 
 
+def _number(count: int, dice: random.Random) -> int:
+    """One of so many steps; often one of the last, where what was built takes its place."""
+    last = min(count, 15)
+    return dice.choice([dice.randrange(max(1, count)), count - dice.randint(min(1, last), last)])
+
+
 def _moment(measured: Measure, dice: random.Random) -> float:
     return dice.uniform(0, measured.seconds * 1.1)
 
@@ -158,7 +164,7 @@ def kill_at_file(world: World, action: Action, measured: Measure, dice: random.R
 
 def kill_at_message(world: World, action: Action, measured: Measure, dice: random.Random) -> Ended:
     """Kill -9 between two messages to the server; it gets the last one, or not."""
-    at, verdict = dice.randrange(max(1, measured.sent)), dice.choice(_VERDICTS)
+    at, verdict = _number(measured.sent, dice), dice.choice(_VERDICTS)
     running: list[Running] = []
     ready = threading.Event()
     seen = 0
@@ -184,7 +190,7 @@ _VERDICTS: tuple[Verdict, ...] = ("pass", "cut", "deliver-then-cut")
 def cut(world: World, action: Action, measured: Measure, dice: random.Random) -> Ended:
     """The network goes at any message of either side, once, for some connections, or for good."""
     cuts, answers = dice.choice([1, 1, 3, 1000]), dice.random() < 0.5
-    at = dice.randrange(max(1, measured.answered if answers else measured.sent))
+    at = _number(measured.answered if answers else measured.sent, dice)
     verdict: Verdict = "cut" if answers else dice.choice(("cut", "deliver-then-cut"))
     seen = 0
 
@@ -332,7 +338,8 @@ FAULTS = [
     ),
     Fault(limit_files, 8, frozenset({"DiskFullError", "PruneIncompleteError"})),
     Fault(fill_disk, 12, frozenset({"DiskFullError", "PruneIncompleteError"}), small=True),
-    Fault(kill_program, 5, frozenset({"CreateFailedError", "RestoreFailedError"})),
+    # It may have been about to tell its version.
+    Fault(kill_program, 5, frozenset({"CreateFailedError", "RestoreFailedError", "ToolVersionError"})),
     Fault(end_sessions, 9, _LOST, may_be_unknown=True),
     Fault(crash_server, 6, _LOST, may_be_unknown=True),
 ]
