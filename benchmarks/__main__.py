@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import comparison, generation, memory, snapshots, startup
+from benchmarks import comparison, generation, incremental, memory, snapshots, startup
 from benchmarks.measure import Result, table, write_report
 from keikaku_snapshots.postgres.embedded import EmbeddedServer
 from keikaku_snapshots.postgres.tools import find_tools
@@ -49,6 +49,7 @@ def main() -> int:
                     report(memory.five_thousand_offices(url))
                     runs = max(1, options.runs // 2)
                     report(generation.against_copy(url, tools, folder, name, runs))
+                report(incremental.one_changed_table(url, folder, name))
                 report(snapshots.create(url, tools, folder, name, options.runs))
                 report(snapshots.cold_swap(url, tools, folder, name, options.runs))
         finally:
