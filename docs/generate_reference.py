@@ -12,7 +12,6 @@ from __future__ import annotations
 import inspect
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -20,15 +19,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
 import reference_api
+import reference_errors
 
-from keikaku_snapshots import errors
 from keikaku_snapshots.cli import COMMANDS, keikaku
 from keikaku_snapshots.cli.session import Command
 from keikaku_snapshots.config import DATABASE_VARIABLES, DEFAULT_FILES, schema
 from tests.fault_cases import CASES, cases_tested
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 HEAD = "<!-- Written by docs/generate_reference.py; change the code, not this page. -->\n\n"
 
@@ -61,7 +57,7 @@ def pages() -> dict[str, str]:
     """Return the text of each page by its file name."""
     return {
         "api.md": HEAD + reference_api.page(),
-        "errors.md": HEAD + errors_page(),
+        "errors.md": HEAD + reference_errors.page(),
         "command-line.md": HEAD + command_line_page(),
         "configuration.md": HEAD + configuration_page(),
         "faults.md": HEAD + faults_page(),
@@ -87,63 +83,6 @@ def faults_page() -> str:
         where = ", ".join(f"`{file}`" for file in files) or "with the part it belongs to"
         lines.append(f"| {number} | {wrong} | {must} | {where} |")
     return "\n".join(lines) + "\n"
-
-
-def errors_page() -> str:
-    """Return the page of errors and exit codes."""
-    lines = [
-        "# Errors and exit codes",
-        "",
-        "Every error of the library is a `KeikakuError` and also the builtin error that a caller would",
-        "expect. Its text says what happened, what was found and where, and what to do. At the command",
-        'line it decides the exit code; with `--json` it is one document `{"error": …}` on stdout.',
-        "Codes never change their meaning, and any other code than 0 is a failure.",
-        "",
-        "| code | meaning |",
-        "|---|---|",
-        "| 0 | done |",
-        "| 1 | `keikaku diff`: the two sides differ |",
-        *(f"| {code} | {meaning} |" for code, meaning in sorted(_codes().items())),
-        "| 130 | interrupted by Ctrl-C (128 and the number of the signal) |",
-        "| 141 | the reader of the output has left (SIGPIPE) |",
-        "| 143 | stopped by SIGTERM; 129 by SIGHUP |",
-        "",
-        "## The errors",
-        "",
-    ]
-    for kind, depth in _tree(errors.KeikakuError, 0):
-        lines += _error_section(kind, depth)
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _codes() -> dict[int, str]:
-    found: dict[int, str] = {}
-    for kind, _ in _tree(errors.KeikakuError, 0):
-        # The first class of a code is the parent of the others.
-        found.setdefault(kind.exit_code, _first_sentence(kind))
-    return found
-
-
-def _tree(kind: type[errors.KeikakuError], depth: int) -> Iterator[tuple[type[errors.KeikakuError], int]]:
-    yield kind, depth
-    for child in kind.__subclasses__():
-        if child.__module__ == errors.__name__:
-            yield from _tree(child, depth + 1)
-
-
-def _first_sentence(kind: type) -> str:
-    text = (kind.__doc__ or "").split("\n\n", maxsplit=1)[0]
-    return " ".join(text.split()).rstrip(".")
-
-
-def _error_section(kind: type[errors.KeikakuError], depth: int) -> list[str]:
-    parents = ", ".join(f"`{parent.__name__}`" for parent in kind.__bases__)
-    lines = [f"### {kind.__name__}" if depth else f"### {kind.__name__} (the root)", ""]
-    lines += [_first_sentence(kind) + ".", ""]
-    term = f" · shown with （{kind.term}）" if kind.term else ""
-    lines += [f"Exit code {kind.exit_code} · is a {parents}{term}", ""]
-    lines += [f"- To fix this: {kind.default_hint}", f"- 対処: {kind.hint_ja}", ""]
-    return lines
 
 
 def command_line_page() -> str:

@@ -8,6 +8,7 @@ Acceptance tests bring about a real fault and hand over what came of it; it must
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import fcntl
 import io
@@ -67,6 +68,19 @@ def recorded() -> dict[str, Message]:
     """All recorded texts by their key."""
     entries = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
     return {key: Message(**{**entry, "lines": tuple(entry["lines"])}) for key, entry in entries.items()}
+
+
+def keys_in(code: ast.AST) -> list[str]:
+    """The keys that a piece of a test names, as texts or as texts with a part left open."""
+    patterns = []
+    for node in ast.walk(code):
+        if isinstance(node, ast.JoinedStr):
+            parts = [part.value if isinstance(part, ast.Constant) else None for part in node.values]
+            patterns.append("".join(".+" if part is None else re.escape(str(part)) for part in parts))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            patterns.append(re.escape(node.value))
+    keys = recorded()
+    return list(dict.fromkeys(key for found in patterns for key in keys if re.fullmatch(found, key)))
 
 
 class Said:

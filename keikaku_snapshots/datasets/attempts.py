@@ -142,8 +142,8 @@ def attempts(
             except Exception as error:  # noqa: BLE001 - the loop decides, and raises it again
                 # As the library's own error, so that the last one that tenacity raises is one too.
                 translated = _translated(error)
-                if call.attempt_number > 1 and may_retry(translated):
-                    _tell_tries(translated, call.attempt_number)
+                if isinstance(translated, KeikakuError) and may_retry(translated):
+                    translated.found = f"{translated.found}\nNothing was written.".lstrip()
                 call.set_exception((type(translated), translated, translated.__traceback__))
             else:
                 return result
@@ -240,11 +240,6 @@ def _translated(error: Exception) -> Exception:
     ):
         return error
     return _caused(translate(error), error)
-
-
-def _tell_tries(error: Exception, tries: int) -> None:
-    if isinstance(error, KeikakuError):
-        error.found = "\n".join(filter(None, (error.found, f"Tried {tries} times; nothing was written.")))
 
 
 def _caused(translated: KeikakuError, cause: Exception) -> KeikakuError:

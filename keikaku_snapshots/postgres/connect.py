@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import psycopg
 
+from keikaku_snapshots.errors import KeikakuError
 from keikaku_snapshots.postgres.failures import ServerReport, is_transient, report_of, translate
 from keikaku_snapshots.postgres.inherited import inherited_settings_hidden
 
@@ -106,6 +107,11 @@ def retrying(
         if on_retry:
             on_retry(state.attempt_number, error, wait_s)
 
+    def tell_tries(state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        if state.attempt_number > 1 and isinstance(error, KeikakuError):
+            error.found = f"{error.found}\nTried {state.attempt_number} times.".lstrip()
+
     stop: Any = tenacity.stop_after_attempt(limits.attempts)
     if limits.deadline_s is not None:
         # stop_after_delay would sleep past the deadline (FAULTS 96).
@@ -119,6 +125,7 @@ def retrying(
             limits.wait_min_s * (2 ** (state.attempt_number - 1) + random.uniform(0, 0.5)),
         ),
         retry=tenacity.retry_if_exception(lambda error: isinstance(error, Exception) and should_retry(error)),
+        after=tell_tries,
         before_sleep=report,
         reraise=True,
     )

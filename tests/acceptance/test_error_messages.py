@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import errno
 import os
@@ -293,3 +294,11 @@ def test_every_kind_of_error_has_a_text() -> None:
 
     shown = {message.error for message in messages.recorded().values()}
     assert set(tree(errors.KeikakuError)) - ABSTRACT == shown
+
+
+def test_every_recorded_text_is_compared() -> None:
+    """A text that no test brings about any more must not stay in the reference."""
+    folder = Path(__file__).parent
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in folder.glob("test_*.py")]
+    named = {key for tree in trees for key in messages.keys_in(tree)}
+    assert set(messages.recorded()) == named
