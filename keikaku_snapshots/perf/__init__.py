@@ -17,12 +17,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from keikaku_snapshots.perf.comparison import ReportComparison, compare_reports
     from keikaku_snapshots.perf.database import (
         create_performance_test_engine,
         create_performance_test_session,
         get_performance_test_db_url,
     )
+    from keikaku_snapshots.perf.files import write_report
     from keikaku_snapshots.perf.measuring import Measured, measured
+    from keikaku_snapshots.perf.report import PerformanceReport, read_report
+    from keikaku_snapshots.perf.runs import run_performance_tests
     from keikaku_snapshots.perf.scales import performance_test_scale
     from keikaku_snapshots.perf.workload import DeadlineAlert, DeadlineMail, send_deadline_alert_emails
 
@@ -30,12 +34,18 @@ __all__ = [
     "DeadlineAlert",
     "DeadlineMail",
     "Measured",
+    "PerformanceReport",
+    "ReportComparison",
+    "compare_reports",
     "create_performance_test_engine",
     "create_performance_test_session",
     "get_performance_test_db_url",
     "measured",
     "performance_test_scale",
+    "read_report",
+    "run_performance_tests",
     "send_deadline_alert_emails",
+    "write_report",
 ]
 
 # Answered on first use: the engine needs SQLAlchemy, the comparison of two files does not.
@@ -43,12 +53,18 @@ _HOME = {
     "DeadlineAlert": "workload",
     "DeadlineMail": "workload",
     "Measured": "measuring",
+    "PerformanceReport": "report",
+    "ReportComparison": "comparison",
+    "compare_reports": "comparison",
     "create_performance_test_engine": "database",
     "create_performance_test_session": "database",
     "get_performance_test_db_url": "database",
     "measured": "measuring",
     "performance_test_scale": "scales",
+    "read_report": "report",
+    "run_performance_tests": "runs",
     "send_deadline_alert_emails": "workload",
+    "write_report": "files",
 }
 
 
