@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -82,7 +83,8 @@ class Worker:
                 self.done[operation] += 1
                 continue
             kind, text = refusal
-            self.refused[f"{operation} {kind}"] += 1
+            told = "" if kind in ALWAYS else f": {_cause(text)}"
+            self.refused[f"{operation} {kind}{told}"] += 1
             if kind not in ALLOWED.get(operation, ALWAYS):
                 self.violations.append(f"{operation}: {kind}: {text}")
 
@@ -234,6 +236,11 @@ class CommandWorker(Worker):
             "list": ["list"],
             "sweep": ["prune", name, "--keep-last", "3", "--yes"],
         }[operation]
+
+
+def _cause(text: str) -> str:
+    """The first lines of an error, names of snapshots and databases left out."""
+    return re.sub(r"t_\w+|\d{4,}\w*|'\w+'", "…", " / ".join(text.split("\n")[:3]))[:300]
 
 
 def _snapshots(document: Any) -> list[dict[str, Any]]:
