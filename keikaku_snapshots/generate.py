@@ -76,6 +76,7 @@ def generate_snapshot(
     format: str = "plain",  # noqa: A002 - the name of the manager's parameter
     compression: str | None = None,
     level: int | None = None,
+    jobs: int = 1,
     progress: ProgressCallback | None = None,
 ) -> GeneratedSnapshot:
     """Generate a dataset into a database and make a snapshot of it.
@@ -99,7 +100,8 @@ def generate_snapshot(
         keep: Versions of this name to keep; None keeps all.
         format: Format of the snapshot.
         compression: ``gzip`` or ``zstd``, for ``plain``; None.
-        level: Level of it, or of the custom format's own; the default if None.
+        level: Level of it, or of an archive's own compression; the default if None.
+        jobs: Tables that ``directory`` dumps at once.
         progress: Called as the work goes on.
 
     Returns:
@@ -114,7 +116,7 @@ def generate_snapshot(
     from keikaku_snapshots.snapshots.parameters import check_create
 
     # Before the database is touched: what no snapshot can have is found too late afterwards.
-    check_create(format, compression, level, "database", 1, clean=False)
+    check_create(format, compression, level, "database", jobs, clean=False)
     snapshot_name = check_name(name or dataset.snapshot_name(scale))
     generated = generate(
         dataset,
@@ -138,6 +140,7 @@ def generate_snapshot(
         format=format,
         compression=compression,
         level=level,
+        jobs=jobs,
         metadata=_metadata(dataset, scale, generated),
         progress=progress,
     )

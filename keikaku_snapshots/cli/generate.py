@@ -66,7 +66,11 @@ def _complete_scale(_context: click.Context, _parameter: click.Parameter, incomp
     "--create-tables/--no-create-tables", default=True, show_default=True, help="Create missing tables."
 )
 @click.option(
-    "--format", "format_", type=click.Choice(["plain", "custom"]), default="plain", show_default=True
+    "--format",
+    "format_",
+    type=click.Choice(["plain", "custom", "directory"]),
+    default="plain",
+    show_default=True,
 )
 @packing_options
 @click.option("--allow-protected", is_flag=True, help="Work on a database that looks like production.")

@@ -45,7 +45,9 @@ if TYPE_CHECKING:
 @click.option(
     "--memory-limit", type=click.IntRange(min=1), metavar="MB", help="Stop at this resident memory."
 )
-@click.option("--format", type=click.Choice(["plain", "custom"]), default="plain", show_default=True)
+@click.option(
+    "--format", type=click.Choice(["plain", "custom", "directory"]), default="plain", show_default=True
+)
 @packing_options
 @click.option(
     "--latest",

@@ -1,4 +1,4 @@
-"""The options that say how a snapshot is compressed: the same for every command that makes one."""
+"""The options that say how a snapshot is compressed and dumped: the same for every command that makes one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,15 @@ NONE = "none"
 
 
 def packing_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--compression`` and ``--level`` to a command."""
+    """Add ``--compression``, ``--level`` and ``--jobs`` to a command."""
+    command = click.option(
+        "--jobs",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        metavar="N",
+        help="Tables that the format directory dumps at once.",
+    )(command)
     command = click.option(
         "--level",
         type=int,
@@ -31,19 +39,23 @@ def packing_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def take_packing(settings: Settings, options: dict[str, Any], format_name: str) -> dict[str, Any]:
-    """Take both options out of all of them, with what the configuration says where they are left out.
+    """Take these options out of all of them, with what the configuration says where they are left out.
 
     Args:
         settings: The configuration.
-        options: The options of the command; both are removed.
+        options: The options of the command; these are removed.
         format_name: Format of the snapshot; what is configured is for plain and json.
 
     Returns:
-        ``compression`` and ``level`` as the manager takes them.
+        ``compression``, ``level`` and ``jobs`` as the manager takes them.
     """
     compression: str | None = options.pop("compression")
     level: int | None = options.pop("level")
     if compression is None and format_name in {"plain", "json"}:
         compression = settings.compression
         level = settings.compression_level if level is None and compression else level
-    return {"compression": None if compression == NONE else compression, "level": level}
+    return {
+        "compression": None if compression == NONE else compression,
+        "level": level,
+        "jobs": options.pop("jobs"),
+    }

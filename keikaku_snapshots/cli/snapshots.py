@@ -45,6 +45,7 @@ _allow_protected = click.option(
     examples=[
         ("keikaku create before_migration", "The whole database as it is now."),
         ("keikaku create nightly --format custom --keep 7 -q", "For cron: silent, seven versions kept."),
+        ("keikaku create big --format directory --jobs 4", "Four tables at a time; unchanged ones on disk once."),
         ("keikaku create nightly --compression zstd", "SQL in a third of the space (pip extra zstd)."),
         ("keikaku create rows --scope test-data --compression gzip", "Only the test rows, as JSON."),
     ],
@@ -62,7 +63,7 @@ _allow_protected = click.option(
 )
 @click.option(
     "--format",
-    type=click.Choice(["plain", "custom", "json"]),
+    type=click.Choice(["plain", "custom", "directory", "json"]),
     help="[default: plain; json for test-data]",
 )
 @packing_options
@@ -146,6 +147,12 @@ def create(
     help="When the schema differs.  [default: warn]",
 )
 @click.option("--disconnect", is_flag=True, help="End other sessions of the database.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Connections that load a directory snapshot by swap.  [default: up to 4]",
+)
 @click.option("--from-other-database", is_flag=True, help="Restore over another application's tables.")
 @click.option("--trust", is_flag=True, help="Take a file that has no manifest.")
 @click.option(

@@ -51,8 +51,10 @@ class RefreshOptions:
     format: str = "plain"
     #: ``gzip`` or ``zstd``, for ``plain``; None.
     compression: str | None = None
-    #: Level of it, or of the custom format's own; the default if None.
+    #: Level of it, or of an archive's own compression; the default if None.
     level: int | None = None
+    #: Tables that ``directory`` dumps at once.
+    jobs: int = 1
     #: Seconds to wait for another refresh of this name or database.
     lock_wait_s: float = 0.0
     #: What is kept; the manager's own policy when None.
@@ -117,6 +119,7 @@ def refresh(
                 format=options.format,
                 compression=options.compression,
                 level=options.level,
+                jobs=options.jobs,
                 progress=progress,
             )
         else:
@@ -177,6 +180,7 @@ def _generate(
             format=options.format,
             compression=options.compression,
             level=options.level,
+            jobs=options.jobs,
             progress=progress,
             **options.generate,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from keikaku_snapshots.errors import ConnectError
 
@@ -12,32 +12,43 @@ if TYPE_CHECKING:
 
 #: What the server, the role and the database allow, each with what is used of it. A plain role does
 #: not see what kind of session another role has, but background processes are in no database.
-_LEFT = """
-SELECT least(
-    current_setting('max_connections')::integer
-      - CASE WHEN me.rolsuper THEN 0 ELSE current_setting('superuser_reserved_connections')::integer
-             + coalesce(current_setting('reserved_connections', true), '0')::integer END
-      - (SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE datid IS NOT NULL),
-    CASE WHEN me.rolconnlimit >= 0 AND NOT me.rolsuper THEN me.rolconnlimit
-      - (SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE usesysid = me.oid) END,
-    CASE WHEN here.datconnlimit >= 0 AND NOT me.rolsuper THEN here.datconnlimit
-      - (SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE datid = here.oid) END)
+_LIMITS = """
+SELECT current_setting('max_connections')::integer
+         - CASE WHEN me.rolsuper THEN 0 ELSE current_setting('superuser_reserved_connections')::integer
+                + coalesce(current_setting('reserved_connections', true), '0')::integer END,
+       (SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE datid IS NOT NULL),
+       CASE WHEN NOT me.rolsuper THEN nullif(me.rolconnlimit, -1) END,
+       (SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE usesysid = me.oid),
+       CASE WHEN NOT me.rolsuper THEN nullif(here.datconnlimit, -1) END,
+       (SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE datid = here.oid)
 FROM pg_catalog.pg_roles me, pg_catalog.pg_database here
 WHERE me.rolname = current_user AND here.datname = pg_catalog.current_database()
 """
 
 
-def free_connections(connection: Connection) -> int:
-    """Return how many more connections the role may make to this database now; a hint, no promise.
+class Capacity(NamedTuple):
+    """Connections that a role may make to a database."""
+
+    #: All that are allowed.
+    limit: int
+    #: Those that nobody has now.
+    free: int
+
+
+def capacity(connection: Connection) -> Capacity:
+    """Ask how many connections our role may make to this database; a hint, no promise.
 
     Args:
         connection: The database.
 
     Returns:
-        The number, 0 or more.
+        The numbers, 0 or more.
     """
-    row = connection.execute(_LEFT).fetchone()
-    return max(0, int(row[0])) if row else 0
+    row = connection.execute(_LIMITS).fetchone() or (0, 0)
+    pairs = [(limit, used) for limit, used in zip(row[::2], row[1::2], strict=True) if limit is not None]
+    return Capacity(
+        max(0, min(limit for limit, _ in pairs)), max(0, min(limit - used for limit, used in pairs))
+    )
 
 
 def check_free_connections(connection: Connection, url: DatabaseURL, jobs: int, *, beside: int) -> None:
@@ -50,9 +61,9 @@ def check_free_connections(connection: Connection, url: DatabaseURL, jobs: int, 
         beside: Further ones that are needed.
 
     Raises:
-        ConnectError: There are too few; worth trying again later.
+        ConnectError: There are too few; transient unless there can never be enough.
     """
-    free = free_connections(connection)
+    limit, free = capacity(connection)
     if jobs + beside <= free:
         return
     raise ConnectError(
@@ -62,5 +73,5 @@ def check_free_connections(connection: Connection, url: DatabaseURL, jobs: int, 
         "(or the connection limit of the role or the database).",
         hint_ja="jobs(--jobs)を減らすか、不要な接続を閉じるか、max_connections"
         "(ロールやデータベースの接続上限も)を上げてください。",
-        transient=True,
+        transient=jobs + beside <= limit,
     )

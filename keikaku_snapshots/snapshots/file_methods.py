@@ -109,6 +109,8 @@ class FileMethods:
                 checks.insert(-1, "unpacked size and SHA-256")
             else:
                 check_shape(opened.fileno(), snapshot.format, opened.path.name)
+            if snapshot.format == "directory":
+                checks[-1] = "every part"
             if snapshot.format in {"custom", "directory"}:
                 self._read_archive(opened.fileno(), opened.path.name, opened.snapshot.manifest)
                 checks.append("archive read as a whole")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keikaku_snapshots.errors import AccessDeniedError, RefusedError
-from keikaku_snapshots.postgres.capacity import check_free_connections, free_connections
+from keikaku_snapshots.postgres.capacity import capacity, check_free_connections
 from keikaku_snapshots.postgres.connect import connect, server_info
 from keikaku_snapshots.postgres.tools import Tools, find_tools, pg_restore_script, translate_tool_failure
 from keikaku_snapshots.snapshots.disk import ReserveWatcher
@@ -111,7 +111,7 @@ class Sources:
                 return tools, self._jobs
             if self._opened.snapshot.size_bytes < _WORTH_BYTES:
                 return tools, 1
-            free = free_connections(connection) - _OWN_CONNECTIONS
+            free = capacity(connection).free - _OWN_CONNECTIONS
         return tools, max(1, min(_USUAL_JOBS, len(os.sched_getaffinity(0)), free))
 
     def _write_script(self, path: Path) -> None:
