@@ -175,8 +175,13 @@ def _present(
 def _say(  # the parts of one message
     output: Output, code: int, kind: str, headline: str, *, found: str, hint: str, hint_ja: str
 ) -> None:
-    in_japanese = os.environ.get("KEIKAKU_LANG", "").lower().startswith("ja")
-    parts = output.error(headline, found=found, hint=hint, hint_ja=hint_ja if in_japanese else "")
+    if os.environ.get("KEIKAKU_LANG", "").lower().startswith("ja"):
+        from keikaku_snapshots.cli.remedies import in_japanese
+
+        hint_ja = in_japanese(hint) or hint_ja
+    else:
+        hint_ja = ""
+    parts = output.error(headline, found=found, hint=hint, hint_ja=hint_ja)
     if output.as_json:
         output.document({"error": {"type": kind, "exit_code": code, **parts}})
 
