@@ -152,7 +152,12 @@ class Create:
             compressed=self._options.compression is not None,
         )
         self._store.prepare()
-        check_space(self._store.directory, estimate, minimum_free_mb=self._options.minimum_free_mb)
+        check_space(
+            self._store.directory,
+            estimate,
+            minimum_free_mb=self._options.minimum_free_mb,
+            parts=max(len(tables), len(same[0].parts) if same else 0) if format_name == "directory" else 0,
+        )
         return tools
 
     def _publish(

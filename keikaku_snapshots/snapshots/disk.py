@@ -70,14 +70,18 @@ def check_space(
     estimated_bytes: int = 0,
     *,
     minimum_free_mb: int = DEFAULT_MINIMUM_FREE_MB,
+    parts: int = 0,
     files: FileSystem | None = None,
 ) -> None:
     """Make sure that a snapshot can be written; nothing is left behind.
+
+    Parts that will be shared with earlier snapshots count too: they are on the disk until they are.
 
     Args:
         directory: The snapshot directory, which exists.
         estimated_bytes: What the snapshot will probably take.
         minimum_free_mb: Megabytes that must stay free beside it.
+        parts: Files of a directory snapshot; each needs an inode.
         files: The seam for file operations.
 
     Raises:
@@ -103,12 +107,13 @@ def check_space(
             free_bytes=free_bytes,
         )
     # A file system without a fixed number of inodes (btrfs) says 0 of 0.
-    if limits.f_files and limits.f_favail < MINIMUM_FREE_INODES:
+    needed_inodes = MINIMUM_FREE_INODES + parts
+    if limits.f_files and limits.f_favail < needed_inodes:
         raise DiskFullError(
             "there are too few free inodes for a snapshot",
-            found=f"{path}: needed {MINIMUM_FREE_INODES}, free {limits.f_favail}.",
+            found=f"{path}: needed {needed_inodes}, free {limits.f_favail}.",
             hint="Delete files there (many small ones use up inodes), or use another --snapshot-dir.",
-            needed_inodes=MINIMUM_FREE_INODES,
+            needed_inodes=needed_inodes,
             free_inodes=limits.f_favail,
         )
     _try_to_write(path, files or FileSystem())

@@ -60,6 +60,11 @@ def test_too_few_inodes_are_found(
         check_space(tmp_path)
     monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_files=0, f_favail=0))
     check_space(tmp_path)
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_files=1000, f_favail=500))
+    check_space(tmp_path, parts=480)
+    with pytest.raises(DiskFullError, match="inodes") as caught:
+        check_space(tmp_path, parts=500)
+    assert "needed 516, free 500" in caught.value.found
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another account")

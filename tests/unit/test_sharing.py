@@ -5,6 +5,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,8 +19,6 @@ from keikaku_snapshots.snapshots.store import SnapshotStore
 from tests.snapshot_files import NOW, write_parts
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from keikaku_snapshots.snapshots.manifest import Snapshot
 
 OFFICES, STAFFS = "o" * 5000, "s" * 3000
@@ -265,3 +267,46 @@ class TestDamage:
             with pytest.raises(PermissionError):
                 (made.path / "3001.dat.gz").write_text("x")
         assert (made.path / "3001.dat.gz").stat().st_mode & 0o222 == 0
+
+
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "-Urm", "true"], capture_output=True, check=False).returncode != 0,
+    reason="no mount namespaces here",
+)
+def test_a_full_file_system_holds_many_that_share_and_loses_none(tmp_path: Path) -> None:
+    """FAULTS 9: twenty snapshots of 600 kB on 2 MB; one that finds no room leaves all others whole."""
+    script = textwrap.dedent(
+        """
+        import os, sys
+        from datetime import UTC, datetime
+        from keikaku_snapshots.errors import DiskFullError
+        from keikaku_snapshots.snapshots.store import SnapshotStore
+        from tests.snapshot_files import write_parts
+
+        store = SnapshotStore(sys.argv[1], grace_s=0, clock=lambda: datetime.now(UTC))
+        rows = os.urandom(600_000)
+        for number in range(20):
+            write_parts(store, {"toc.dat": str(number), "1.dat": rows})
+        failures = 0
+        for number in range(5):
+            try:
+                # The first two fit; then there is no room for a manifest, a link or a part.
+                write_parts(store, {"toc.dat": "x" * 9000, "1.dat": os.urandom(550_000)})
+            except (DiskFullError, OSError):
+                failures += 1
+        for snapshot in store.list():
+            with store.reading(snapshot) as opened:
+                opened.check()
+        print(len(store.list()), failures, len(list(store.directory.glob(".*.tmp"))))
+        """
+    )
+    mounted = f"mount -t tmpfs -o size=2m none {tmp_path} && exec {sys.executable} -c '{script}' {tmp_path}/s"
+    done = subprocess.run(
+        ["unshare", "-Urm", "sh", "-c", mounted],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": str(Path(__file__).parents[2]), "PATH": os.environ["PATH"]},
+        timeout=60,
+    )
+    assert done.stdout.split() == ["22", "3", "0"], done.stderr
