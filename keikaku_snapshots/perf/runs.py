@@ -48,6 +48,7 @@ _log = logging.getLogger("keikaku_snapshots.perf")
 
 #: Runs of each step: with five of each, the test of a comparison can tell a slow-down at the 1 % level.
 USUAL_RUNS = 7
+_LOCK_NOT_AVAILABLE = "55P03"
 #: The one version of the snapshot; it is replaced by each run.
 _VERSION = "measured"
 
@@ -239,8 +240,7 @@ class _ScaleRun:
             self._tell(step, self.runs + 1)
         except (KeikakuError, sqlalchemy.exc.SQLAlchemyError) as error:
             headline = error.headline if isinstance(error, KeikakuError) else str(error).splitlines()[0]
-            timeout = isinstance(error, OperationTimeoutError | sqlalchemy.exc.TimeoutError)
-            failure = Failure(type(error).__name__, self.manager.url.redact(headline), timeout)
+            failure = Failure(type(error).__name__, self.manager.url.redact(headline), _is_timeout(error))
             self.measurements[-1] = replace(self.measurements[-1], failures=(failure,))
             _log.warning("%s %s failed: %s", step, name, failure.message)
             raise _StepFailed from error
@@ -262,3 +262,10 @@ class _ScaleRun:
             title, total = f"{step} {self.scale.name}", self.runs + 1
             seconds = time.monotonic() - self.began
             self.progress(Progress(title, done, total, "steps", seconds, finished=done == total))
+
+
+def _is_timeout(error: Exception) -> bool:
+    """Whether the server stopped a statement or a wait for a lock, or no connection was free in time."""
+    if isinstance(error, OperationTimeoutError | sqlalchemy.exc.TimeoutError):
+        return True
+    return isinstance(error, KeikakuError) and error.details.get("sqlstate") == _LOCK_NOT_AVAILABLE
