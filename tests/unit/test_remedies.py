@@ -102,18 +102,20 @@ def test_translations_are_japanese_and_fill_in_the_same_values() -> None:
             "public.a のこれらの行で is_test_data を true にするか、省略してください。",
         ),
         ("Read /tmp/log and try again.", "/tmp/log を確認して再実行してください。"),
-        (
-            "Correct the configured path, or leave it out to search. " + _HOW_TO_GET.format(major=18),
-            "設定したパスを修正するか、省略して自動検索にしてください。バージョン 18 のクライアントツールを導入する"
-            "(Debian: apt install postgresql-client-18。16 と 18 は pip install 'keikaku_snapshots[embedded]' でも可)か、"
-            "バージョン 18 の pg_dump、pg_restore、psql があるディレクトリを PG_BIN に設定してください。",
-        ),
         ("What nobody has translated.", ""),
     ],
 )
 def test_values_are_filled_in(english: str, japanese: str) -> None:
     """G: names and versions stand in the Japanese text too."""
     assert in_japanese(english) == japanese
+
+
+def test_a_remedy_that_ends_with_another_one_is_translated_as_a_whole() -> None:
+    """G: the search for client tools puts two together."""
+    second = _HOW_TO_GET.format(major=18)
+    both = in_japanese("Correct the configured path, or leave it out to search. " + second)
+    assert both == "設定したパスを修正するか、省略して自動検索にしてください。" + in_japanese(second)
+    assert "postgresql-client-18" in both
 
 
 def test_the_presenter_shows_the_translation_of_the_remedy_that_is_given(
