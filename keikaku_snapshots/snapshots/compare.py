@@ -18,6 +18,7 @@ from keikaku_snapshots.errors import ParameterTypeError, UsageError
 from keikaku_snapshots.postgres import catalog
 from keikaku_snapshots.snapshots.compare_sources import live_side, snapshot_side
 from keikaku_snapshots.snapshots.compare_tables import table_differences
+from keikaku_snapshots.snapshots.compare_test_rows import check_sides, rows_side
 from keikaku_snapshots.snapshots.comparison import (
     ComparedSide,
     Comparison,
@@ -147,22 +148,27 @@ def _open_sides(
 ) -> tuple[Side, Side]:
     """Open both; files are checked before the database is asked, whose transaction should be short."""
     sides: dict[int, Side] = {}
+    test_rows = check_sides(found)
     for place, snapshot in enumerate(found):
         if snapshot is not None:
             sides[place] = stack.enter_context(_open(store, snapshot, options))
     for place, snapshot in enumerate(found):
         if snapshot is None and url is not None:
-            sides[place] = stack.enter_context(live_side(url, lock_timeout_s=options.lock_timeout_s))
+            sides[place] = stack.enter_context(
+                live_side(url, lock_timeout_s=options.lock_timeout_s, test_rows=test_rows)
+            )
     return sides[0], sides[1]
 
 
 @contextlib.contextmanager
 def _open(store: SnapshotStore, snapshot: Snapshot, options: CompareOptions) -> Iterator[Side]:
-    with (
-        store.reading(snapshot, wait_s=options.lock_wait_s) as opened,
-        snapshot_side(opened, pg_bin=options.pg_bin, minimum_free_mb=options.minimum_free_mb) as side,
-    ):
-        yield side
+    with store.reading(snapshot, wait_s=options.lock_wait_s) as opened:
+        if snapshot.format == "json":
+            with rows_side(opened, minimum_free_mb=options.minimum_free_mb) as side:
+                yield side
+            return
+        with snapshot_side(opened, pg_bin=options.pg_bin, minimum_free_mb=options.minimum_free_mb) as side:
+            yield side
 
 
 def _told(side: Side) -> ComparedSide:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 import psycopg
 from psycopg import sql
 
-from keikaku_snapshots.errors import DatabaseInUseError, SnapshotCorruptError, UsageError
+from keikaku_snapshots.errors import DatabaseInUseError, SnapshotCorruptError
 from keikaku_snapshots.postgres import catalog
 from keikaku_snapshots.postgres.connect import connect, server_info, translated
 from keikaku_snapshots.postgres.tools import (
@@ -33,10 +33,12 @@ from keikaku_snapshots.snapshots.compare_keys import parse_copy, tables_and_root
 from keikaku_snapshots.snapshots.compare_parts import parts_of, row_files
 from keikaku_snapshots.snapshots.compare_rows import BLOCK_BYTES, Blocks, blocks_of, project
 from keikaku_snapshots.snapshots.compare_side import Side, Source, in_order
+from keikaku_snapshots.snapshots.compare_test_rows import live_rows
 from keikaku_snapshots.snapshots.disk import ReserveWatcher
 from keikaku_snapshots.snapshots.in_place import in_use
 from keikaku_snapshots.snapshots.load import Script
 from keikaku_snapshots.snapshots.script import Kind, Part
+from keikaku_snapshots.snapshots.unpack import packed_as, unpack_into
 from keikaku_snapshots.snapshots.verify import check_shape
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from keikaku_snapshots.postgres.url import DatabaseURL
     from keikaku_snapshots.snapshots.manifest import Manifest
     from keikaku_snapshots.snapshots.reading import OpenSnapshot
+    from keikaku_snapshots.snapshots.rows_scope import Scope
 
 #: What pg_dump sets for its session, so that equal values have equal texts.
 LIVE_SETTINGS: Final = {
@@ -82,18 +85,12 @@ def snapshot_side(
         The side; its rows can be read inside the block.
 
     Raises:
-        UsageError: It holds no whole database.
         SnapshotCorruptError: The file is damaged.
+        ToolMissingError: The library or program that unpacks it is missing.
     """
     snapshot = opened.snapshot
-    if snapshot.format not in {"plain", "custom", "directory"} or (
-        snapshot.manifest and snapshot.manifest.compression
-    ):
-        raise UsageError(
-            f"snapshot {snapshot} cannot be compared",
-            found=f"{opened.path.name}: only the formats plain, custom and directory can",
-        )
-    check_shape(opened.fileno(), snapshot.format, opened.path.name)
+    if packed_as(snapshot) is None:
+        check_shape(opened.fileno(), snapshot.format, opened.path.name)
     opened.check()
     manifest = snapshot.manifest
     if manifest is None:
@@ -147,14 +144,19 @@ def _script(
     *,
     list_file: str | None = None,
 ) -> Iterator[Script]:
-    """The snapshot as plain SQL; the rows of an archive are written to a temporary file first."""
+    """The snapshot as plain SQL; what is packed, and the rows of an archive, in a temporary file first."""
     name, descriptor = opened.path.name, opened.fileno()
-    if manifest.format == "plain":
+    if manifest.format == "plain" and packed_as(opened.snapshot) is None:
         with Script(descriptor, name) as script:
             yield script
         return
-    tools = find_tools(manifest.server_major, configured=pg_bin)
     with NamedTemporaryFile(prefix="keikaku-", suffix=".sql") as file:
+        if manifest.format == "plain":
+            unpack_into(opened, file.fileno(), Path(file.name), minimum_free_mb=minimum_free_mb)
+            with Script(file.fileno(), name) as script:
+                yield script
+            return
+        tools = find_tools(manifest.server_major, configured=pg_bin)
         watcher = ReserveWatcher(Path(file.name).parent, minimum_free_mb)
         result = pg_restore_script(
             tools,
@@ -244,12 +246,13 @@ class _LargeObjects:
 
 
 @contextlib.contextmanager
-def live_side(url: DatabaseURL, *, lock_timeout_s: float) -> Iterator[Side]:
+def live_side(url: DatabaseURL, *, lock_timeout_s: float, test_rows: Scope | None = None) -> Iterator[Side]:
     """Open the rows of a database, as of one moment.
 
     Args:
         url: The database.
         lock_timeout_s: Seconds to wait for a table that is being altered.
+        test_rows: Only the rows that are test data by these rules.
 
     Yields:
         The side; its rows can be read inside the block.
@@ -262,7 +265,7 @@ def live_side(url: DatabaseURL, *, lock_timeout_s: float) -> Iterator[Side]:
     try:
         with connect(url, statement_timeout_s=0, lock_timeout_s=lock_timeout_s) as connection:
             with translated(url, "reading the catalog"):
-                side = _live(connection, url)
+                side = live_rows(connection, url, test_rows) if test_rows else _live(connection, url)
             yield side
     except DatabaseInUseError as error:
         named = in_use(url)

@@ -83,7 +83,9 @@ def layout(
     """
     if before is None or after is None:
         columns = after if after is not None else before or ()
-        return Layout(columns, (), (), next(iter(keys_after or keys_before), ()))
+        # Where neither has rows, there are no columns either.
+        key = next((key for key in keys_after or keys_before if set(key) <= set(columns)), ())
+        return Layout(columns, (), (), key)
     columns = tuple(column for column in after if column in before)
     key = choose_key(keys_before, keys_after)
     return Layout(

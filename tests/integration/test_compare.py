@@ -413,15 +413,3 @@ def test_a_session_that_alters_a_table_is_named(manager: SnapshotManager, databa
 
     assert f"pid {pid}," in caught.value.found
     assert "compare again" in caught.value.hint
-
-
-def test_a_snapshot_of_test_rows_alone_is_refused(manager: SnapshotManager, database: DatabaseURL) -> None:
-    """It holds no whole database to compare; that is said, not called damage."""
-    schemas.run(
-        database, "CREATE TABLE t (id integer PRIMARY KEY, is_test_data boolean NOT NULL DEFAULT true)"
-    )
-    manager.create_snapshot("whole")
-    manager.create_snapshot("rows", scope="test_data", format="json")
-
-    with pytest.raises(UsageError, match="cannot be compared"):
-        manager.compare_snapshots("rows", "whole")
