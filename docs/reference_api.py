@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 #: The modules whose ``__all__`` is public.
-MODULES = ("keikaku_snapshots", "keikaku_snapshots.datasets")
+MODULES = ("keikaku_snapshots", "keikaku_snapshots.datasets", "keikaku_snapshots.perf")
 _PACKAGE = "keikaku_snapshots"
 _WIDTH = 100
 _NAMES = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -114,21 +114,14 @@ def _annotations(value: Any) -> Iterator[str]:
 
 
 def _fields(kind: type) -> dict[str, str]:
-    """The fields of a value: name and type."""
+    """The fields of a value: name and type; of other classes the attributes that have a comment."""
     own = vars(kind).get("__annotations__", {})
-    holds_fields = dataclasses.is_dataclass(kind) or typing.is_typeddict(kind) or hasattr(kind, "_fields")
+    if not (dataclasses.is_dataclass(kind) or typing.is_typeddict(kind) or hasattr(kind, "_fields")):
+        said = comments(inspect.getsource(kind)) if own else {}
+        own = {name: text for name, text in own.items() if name in said}
     # A TypedDict keeps its annotations as references.
     texts = {name: getattr(text, "__forward_arg__", text) for name, text in own.items()}
-    return {name: str(text) for name, text in texts.items() if holds_fields and not name.startswith("_")}
-
-
-def _own(kind: type) -> dict[str, Any]:
-    """What a class defines; the methods of one class may be spread over several, called ``…Methods``."""
-    found = dict(vars(kind))
-    for base in kind.__mro__[1:]:
-        if base.__name__.endswith("Methods"):
-            found = {**found, **{name: member for name, member in vars(base).items() if name not in found}}
-    return found
+    return {name: str(text) for name, text in texts.items() if not name.startswith("_")}
 
 
 def _is_property(member: object) -> bool:

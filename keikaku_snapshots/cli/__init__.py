@@ -39,6 +39,7 @@ COMMANDS = {
         "check",
         "Look whether the newest snapshot is fresh and large enough, for monitoring.",
     ),
+    "perf": ("perf", "perf", "Measure generation, restore and a workload; compare two reports."),
     "doctor": ("doctor", "doctor", "Check tools, server, rights and disk; say what to do."),
     "server": ("server", "server", "Start, stop and look at the embedded PostgreSQL."),
     "completion": ("completion", "completion", "Print the shell's completion script."),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import keikaku_snapshots
-from keikaku_snapshots import SnapshotManager, datasets
+from keikaku_snapshots import SnapshotManager, datasets, perf
 
 ROOT = Path(__file__).parents[2]
 API = ROOT / "docs" / "reference" / "api.md"
@@ -47,7 +47,7 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
     assert broken == []
 
 
-@pytest.mark.parametrize("module", [keikaku_snapshots, datasets], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [keikaku_snapshots, datasets, perf], ids=lambda module: module.__name__)
 def test_every_public_name_has_a_section(module: object) -> None:
     """What can be imported is on the page of the Python API."""
     text = API.read_text(encoding="utf-8")
