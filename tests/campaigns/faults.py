@@ -135,7 +135,7 @@ def measure(world: World, action: Action) -> tuple[Measure, Ended]:
 
 def _number(count: int, dice: random.Random) -> int:
     """One of so many steps; often one of the last, where what was built takes its place."""
-    last = min(count, 15)
+    last = min(count, 30)
     return dice.choice([dice.randrange(max(1, count)), count - dice.randint(min(1, last), last)])
 
 
