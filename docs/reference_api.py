@@ -124,6 +124,15 @@ def _fields(kind: type) -> dict[str, str]:
     return {name: str(text) for name, text in texts.items() if not name.startswith("_")}
 
 
+def _own(kind: type) -> dict[str, Any]:
+    """What a class defines; the methods of one class may be spread over several, called ``…Methods``."""
+    found = dict(vars(kind))
+    for base in kind.__mro__[1:]:
+        if base.__name__.endswith("Methods"):
+            found = {**found, **{name: member for name, member in vars(base).items() if name not in found}}
+    return found
+
+
 def _is_property(member: object) -> bool:
     return isinstance(member, property | functools.cached_property)
 

@@ -196,7 +196,7 @@ class _Swap:
                 # After a crash the server may never have had it; the name says all the same.
                 with contextlib.suppress(psycopg.DataError):
                     if transaction_outcome(fresh, self.sent[0]) == "in progress":
-                        raise OutcomeUnknownError("The server is still at COMMIT")
+                        raise OutcomeUnknownError("the server is still at COMMIT")
                 return self._oid(fresh, self.target) == oid
         except (KeikakuError, psycopg.Error) as second:
             raise OutcomeUnknownError(
