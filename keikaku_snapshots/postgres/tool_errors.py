@@ -1,19 +1,22 @@
-"""What a client program wrote on its error output, turned into the errors of this library.
-
-psql runs with ``VERBOSITY=verbose``: SQLSTATE, table and constraint are then
-fields, whatever the language of the server. pg_dump and pg_restore have only
-words, and those are English unless the server was told otherwise.
-"""
+"""What a client program wrote on its error output, turned into the errors of this library."""
 
 from __future__ import annotations
 
 import re
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from keikaku_snapshots import errors
 from keikaku_snapshots.postgres.failures import COPY_PLACE
+from keikaku_snapshots.postgres.tool_messages import (
+    NAMES,
+    ToolMessage,
+    guess_state,
+    public_stderr,
+    read_message,
+    without_values,
+)
 
 if TYPE_CHECKING:
     from keikaku_snapshots._process import ToolResult
@@ -21,39 +24,6 @@ if TYPE_CHECKING:
 
 #: Lines of a message that are shown; the whole is in ``details["stderr"]``.
 _SHOWN_LINES = 8
-#: Labels under which a message says more. Their values may be row data, except the names.
-_LABEL = re.compile(
-    r"(?P<label>DETAIL|HINT|QUERY|CONTEXT|SCHEMA NAME|TABLE NAME|COLUMN NAME|DATATYPE NAME"
-    r"|CONSTRAINT NAME|LOCATION|STATEMENT|LINE \d+|Command was|detail|hint)\s?:\s*(?P<value>.*)"
-)
-_PRIMARY = re.compile(r"(?P<severity>ERROR|FATAL|PANIC|\w+):\s+(?:(?P<state>[0-9A-Z]{5}):\s)?(?P<text>.*)")
-#: psql puts the place of the statement in front: ``psql:/path/file.sql:12:``.
-_PLACE = re.compile(r"psql:(?P<file>.+?):(?P<line>\d+): (?P<rest>.*)")
-_PROGRAM = re.compile(r"(?:pg_dump|pg_restore|psql): (?:error: |fatal: )?(?P<rest>.*)")
-_NAMES = {
-    "SCHEMA NAME": "schema",
-    "TABLE NAME": "table",
-    "COLUMN NAME": "column",
-    "CONSTRAINT NAME": "constraint",
-}
-#: English words to the SQLSTATE they mean, for programs that do not print it.
-_STATES = (
-    (r"duplicate key value violates unique constraint|could not create unique index", "23505"),
-    (r"violates foreign key constraint", "23503"),
-    (r"violates not-null constraint|contains null values", "23502"),
-    (r"violates check constraint|is violated by some row", "23514"),
-    (r"violates exclusion constraint", "23P01"),
-    (r"canceling statement due to lock timeout", "55P03"),
-    (r"canceling statement due to statement timeout", "57014"),
-    (r"terminating connection due to|the database system is shutting down", "57P01"),
-    (r"row-level security policy", "42501"),
-    (r"permission denied|must be (owner|superuser|member)", "42501"),
-    (r'role ".*" does not exist', "42704"),
-    (r"out of shared memory", "53200"),
-    (r"invalid memory alloc request size|out of memory", "54000"),
-    (r"cannot execute .* in a read-only transaction", "25006"),
-    (r'extension ".*" is not available|could not open extension control file', "0A000"),
-)
 _CONSTRAINT_IN_TEXT = re.compile(r'constraint "(?P<name>[^"]+)"')
 _TABLE_IN_TEXT = re.compile(r'(?:table|relation) "(?P<name>[^"]+)"')
 _DISK_FULL = re.compile(
@@ -80,46 +50,6 @@ _ARCHIVE = re.compile(
 _SERVICE = re.compile(r"syntax error in service file|invalid connection option|nested service")
 
 
-@dataclass(slots=True)
-class _Message:
-    """The first error of a program's output, in parts."""
-
-    #: SQLSTATE, or empty.
-    state: str = ""
-    #: Primary text, without row data where that is known.
-    text: str = ""
-    #: File of the script and its line.
-    place: str = ""
-    #: Label → value; row data among them.
-    parts: dict[str, str] = field(default_factory=dict)
-
-
-def public_stderr(text: str) -> str:
-    """Return error output without the lines that quote rows or statements (FAULTS 33), for logs.
-
-    Args:
-        text: Redacted error output, such as `ToolResult.stderr`.
-
-    Returns:
-        Primary messages and names only.
-    """
-    kept: list[str] = []
-    hiding = False
-    for line in text.splitlines():
-        label = _LABEL.match(_bare(line))
-        if label is not None:
-            hiding = label["label"] not in _NAMES
-        elif _begins(line):
-            hiding = False
-        elif kept and not hiding and line.startswith(("\t", " ")):
-            pass  # libpq indents the second line of a connection error
-        elif kept:
-            hiding = True  # the rest of a value with line breaks in it
-        if not hiding:
-            kept.append(_without_values(line))
-    return "\n".join(kept)
-
-
 def translate_tool_failure(
     result: ToolResult,
     url: DatabaseURL | None,
@@ -142,7 +72,7 @@ def translate_tool_failure(
     """
     default = kind or (errors.CreateFailedError if result.program == "pg_dump" else errors.RestoreFailedError)
     stderr = result.stderr if url is None else url.redact(result.stderr)
-    message = _read(stderr)
+    message = read_message(stderr)
     failure = _Failure(result, url, doing, default, stderr, message)
     for decide in (_by_signal, _by_disk, _by_version, _by_connection, _by_state, _by_archive):
         error = decide(failure)
@@ -166,7 +96,7 @@ class _Failure:
     #: Redacted error output.
     stderr: str
     #: Its first error.
-    message: _Message
+    message: ToolMessage
 
     def build(
         self,
@@ -177,7 +107,7 @@ class _Failure:
         transient: bool = False,
         **fields: Any,
     ) -> errors.KeikakuError:
-        lines = [_without_values(self.message.text)] if self.message.text else []
+        lines = [without_values(self.message.text)] if self.message.text else []
         if not lines:
             lines = public_stderr(self.stderr).strip().splitlines()[:_SHOWN_LINES]
         if self.message.place:
@@ -296,7 +226,7 @@ def _by_connection(failure: _Failure) -> errors.KeikakuError | None:
 
 def _by_state(failure: _Failure) -> errors.KeikakuError | None:
     message = failure.message
-    state = message.state or _guess_state(message.text)
+    state = message.state or guess_state(message.text)
     program = failure.result.program
     if state.startswith("23"):
         return _constraint_error(failure, state)
@@ -339,7 +269,7 @@ def _by_state(failure: _Failure) -> errors.KeikakuError | None:
 
 def _constraint_error(failure: _Failure, state: str) -> errors.KeikakuError:
     parts, text = failure.message.parts, failure.message.text
-    fields: dict[str, Any] = {name: parts[label] for label, name in _NAMES.items() if label in parts}
+    fields: dict[str, Any] = {name: parts[label] for label, name in NAMES.items() if label in parts}
     if match := _CONSTRAINT_IN_TEXT.search(text):
         fields.setdefault("constraint", match["name"])
     if match := _TABLE_IN_TEXT.search(text):
@@ -366,63 +296,4 @@ def _constraint_error(failure: _Failure, state: str) -> errors.KeikakuError:
 def _by_archive(failure: _Failure) -> errors.KeikakuError | None:
     if failure.result.program == "pg_restore" and _ARCHIVE.search(failure.stderr):
         return failure.build(errors.SnapshotCorruptError, "the archive cannot be read")
-    return None
-
-
-def _guess_state(text: str) -> str:
-    for pattern, state in _STATES:
-        if re.search(pattern, text):
-            return state
-    return ""
-
-
-def _bare(line: str) -> str:
-    """Take the program's own prefix off a line."""
-    match = _PLACE.match(line) or _PROGRAM.match(line)
-    return match["rest"] if match else line
-
-
-def _begins(line: str) -> bool:
-    """Tell whether a line begins a message."""
-    return bool(
-        _PLACE.match(line) or _PROGRAM.match(line) or re.match(r"(ERROR|FATAL|PANIC|WARNING|NOTICE):", line)
-    )
-
-
-def _without_values(text: str) -> str:
-    """Take quoted values out of a message that has one: invalid input quotes what was read."""
-    return re.sub(r'((?:invalid|out of range|malformed|too long)[^"]*: )".*', r"\1…", text, flags=re.DOTALL)
-
-
-def _read(stderr: str) -> _Message:
-    """Read the first error of a program's output."""
-    message = _Message()
-    label = ""
-    for line in stderr.splitlines():
-        place = _PLACE.match(line)
-        bare = _bare(line)
-        found = _LABEL.match(bare)
-        primary = _error_of(bare)
-        if message.text and (place or primary) and not found:
-            break  # the next message; what follows from the first is noise
-        # pg_dump passes the server's word on behind "detail:".
-        if primary is not None and not message.text and (not found or found["label"] == "detail"):
-            message.state, message.text = primary["state"] or "", primary["text"]
-            message.place = f"{place['file']}, line {place['line']}" if place else ""
-        elif not message.text:
-            continue
-        elif found:
-            label = found["label"]
-            message.parts.setdefault(label, found["value"])
-        elif label:
-            message.parts[label] += "\n" + line
-    return message
-
-
-def _error_of(bare: str) -> re.Match[str] | None:
-    # pg_dump and pg_restore put words in front: "query failed: ERROR:  …".
-    for match in re.finditer(r"(?:^|(?<=: ))(?=(?:ERROR|FATAL|PANIC):|\w+:\s+[0-9A-Z]{5}:\s)", bare):
-        primary = _PRIMARY.match(bare, match.start())
-        if primary is not None and primary["severity"] not in {"NOTICE", "WARNING", "INFO", "LOG", "DEBUG"}:
-            return primary
     return None

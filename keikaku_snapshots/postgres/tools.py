@@ -18,7 +18,8 @@ from keikaku_snapshots.postgres.restore_tools import (
     start_psql,
 )
 from keikaku_snapshots.postgres.tool_environment import base_environment, tool_environment
-from keikaku_snapshots.postgres.tool_errors import public_stderr, translate_tool_failure
+from keikaku_snapshots.postgres.tool_errors import translate_tool_failure
+from keikaku_snapshots.postgres.tool_messages import public_stderr
 from keikaku_snapshots.postgres.tool_search import Tools, find_tools
 from keikaku_snapshots.postgres.tool_start import (
     Section,
