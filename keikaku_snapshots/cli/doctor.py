@@ -209,6 +209,7 @@ def _disk(place: Path, minimum_free_mb: int) -> Iterator[Finding]:
 
 
 def _snapshots(directory: Path) -> Iterator[Finding]:
+    from keikaku_snapshots.snapshots.sharing import DiskUse
     from keikaku_snapshots.snapshots.store import SnapshotStore
 
     snapshots = SnapshotStore(directory).list()
@@ -221,8 +222,8 @@ def _snapshots(directory: Path) -> Iterator[Finding]:
             f"keikaku delete {snapshot.name} --version {snapshot.version}",
             SnapshotCorruptError.exit_code,
         )
-    total = sum(snapshot.size_bytes for snapshot in snapshots)
-    yield Finding("Snapshots", "ok", f"{len(snapshots) - len(damaged)} whole, {size(total)} in all")
+    total = size(DiskUse(snapshots).total_bytes)
+    yield Finding("Snapshots", "ok", f"{len(snapshots) - len(damaged)} whole, {total} in all")
 
 
 def _leftover_files(directory: Path, *, fix: bool) -> Iterator[Finding]:

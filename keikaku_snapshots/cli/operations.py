@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from keikaku_snapshots.cli.output import duration, size
+from keikaku_snapshots.cli.output import duration, size_of
 from keikaku_snapshots.cli.packing import packing_options, take_packing
 from keikaku_snapshots.cli.prune import given_policy, plan_document, retention_options
 from keikaku_snapshots.cli.session import Command, Session, complete_snapshot_name, pass_session
@@ -120,7 +120,7 @@ def _report(session: Session, done: Refreshed) -> None:
     snapshot = done.snapshot
     deleted = len(done.pruned.delete) if done.pruned else 0
     session.output.say(
-        f"refreshed {snapshot.name} {snapshot.version}: {snapshot.path} ({size(snapshot.size_bytes)}), "
+        f"refreshed {snapshot.name} {snapshot.version}: {snapshot.path} ({size_of(snapshot)}), "
         f"{deleted} old deleted, in {duration(done.seconds)}"
     )
 
@@ -163,4 +163,4 @@ def check(session: Session, *, name: str, max_age: str | None, min_size: str | N
     if session.output.as_json:
         session.output.document(checked)
     snapshot = checked.snapshot
-    session.output.say(f"ok: {snapshot} is {span(checked.age_s)} old, {size(snapshot.size_bytes)}")
+    session.output.say(f"ok: {snapshot} is {span(checked.age_s)} old, {size_of(snapshot)}")

@@ -24,6 +24,7 @@ import click
 
 if TYPE_CHECKING:
     from keikaku_snapshots.progress import ProgressCallback
+    from keikaku_snapshots.snapshots.manifest import Snapshot
 
 #: Anything between the scheme and the last @ of a URL: what no parser has
 #: understood yet may still hold a password.
@@ -334,6 +335,19 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple | set | frozenset | Iterator):
         return [plain(item) for item in value]
     return value
+
+
+def size_of(snapshot: Snapshot) -> str:
+    """Write the size of a snapshot for people.
+
+    Args:
+        snapshot: The snapshot.
+
+    Returns:
+        Such as ``12.3 MB``, or ``12.3 MB, 1.2 MB its own`` when it shares parts with others.
+    """
+    own = f", {size(snapshot.own_bytes)} its own" if snapshot.shared_bytes else ""
+    return size(snapshot.size_bytes) + own
 
 
 def counted(count: int, thing: str) -> str:

@@ -84,9 +84,12 @@ def prune(session: Session, *, name: str | None, dry_run: bool, yes: bool, **opt
     keeps it; the newest valid one of each name, pinned and damaged ones stay
     always. Files that interrupted runs left are removed too.
     """
+    from keikaku_snapshots.snapshots.sharing import DiskUse
+
     policy = given_policy(options)
     with session.manager(database=False) as manager:
         plan = manager.prune(policy, dry_run=True, name=name)
+        use = DiskUse(decision.snapshot for decision in plan.delete)
         shown = session.output.on_terminal or not session.output.quiet
         if dry_run:
             _show(session, plan)
@@ -101,7 +104,7 @@ def prune(session: Session, *, name: str | None, dry_run: bool, yes: bool, **opt
     if session.output.as_json:
         session.output.document(plan_document(plan))
     verb = "would delete" if dry_run else "deleted"
-    freed = sum(decision.snapshot.size_bytes for decision in plan.delete)
+    freed = use.freed_bytes(decision.snapshot for decision in plan.delete)
     session.output.say(f"{verb} {_versions(len(plan.delete))} ({size(freed)}), kept {len(plan.keep)}")
     if plan.swept:
         session.output.say(f"{'would remove' if dry_run else 'removed'} {len(plan.swept)} leftover files")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from keikaku_snapshots.cli.output import counted, duration, size
+from keikaku_snapshots.cli.output import counted, duration, size, size_of
 from keikaku_snapshots.cli.packing import packing_options, take_packing
 from keikaku_snapshots.cli.session import (
     Command,
@@ -45,7 +45,7 @@ _allow_protected = click.option(
     examples=[
         ("keikaku create before_migration", "The whole database as it is now."),
         ("keikaku create nightly --format custom --keep 7 -q", "For cron: silent, seven versions kept."),
-        ("keikaku create big --format directory --jobs 4", "Four tables at a time; unchanged ones on disk once."),
+        ("keikaku create big --format directory --jobs 4", "Four tables at once; equal parts are shared."),
         ("keikaku create nightly --compression zstd", "SQL in a third of the space (pip extra zstd)."),
         ("keikaku create rows --scope test-data --compression gzip", "Only the test rows, as JSON."),
     ],
@@ -100,9 +100,7 @@ def create(
         deleted = manager.delete_old_snapshots(name, keep_count=keep) if keep else []
     if session.output.as_json:
         session.output.document({"snapshot": snapshot, "deleted": deleted})
-    session.output.say(
-        f"created {snapshot.name} {snapshot.version}: {snapshot.path} ({size(snapshot.size_bytes)})"
-    )
+    session.output.say(f"created {snapshot.name} {snapshot.version}: {snapshot.path} ({size_of(snapshot)})")
     for old in deleted:
         session.output.say(f"deleted {old.name} {old.version}")
 
@@ -305,7 +303,7 @@ def delete(
         session.output.document({"dry_run": dry_run, "deleted": [] if dry_run else doomed, "chosen": doomed})
     for snapshot in doomed:
         verb = "would delete" if dry_run else "deleted"
-        session.output.say(f"{verb} {snapshot.name} {snapshot.version} ({size(snapshot.size_bytes)})")
+        session.output.say(f"{verb} {snapshot.name} {snapshot.version} ({size_of(snapshot)})")
     if not doomed:
         session.output.say("nothing to delete")
 
@@ -329,7 +327,7 @@ def _chosen(
 
 def _ask_delete(session: Session, doomed: list[Snapshot]) -> None:
     for snapshot in doomed:
-        session.output.raw(f"  {snapshot.name} {snapshot.version} ({size(snapshot.size_bytes)})")
+        session.output.raw(f"  {snapshot.name} {snapshot.version} ({size_of(snapshot)})")
     session.output.confirm(f"Delete {'these' if len(doomed) > 1 else 'this'}?")
 
 

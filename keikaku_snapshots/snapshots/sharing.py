@@ -16,12 +16,12 @@ from keikaku_snapshots.errors import KeikakuError
 from keikaku_snapshots.snapshots.directory import SnapshotDirectory, canonical_name, identity, lstat
 from keikaku_snapshots.snapshots.files import open_regular
 from keikaku_snapshots.snapshots.hashing import FileHash, hash_descriptor
-from keikaku_snapshots.snapshots.part_files import open_part
+from keikaku_snapshots.snapshots.part_files import entries, open_part
 from keikaku_snapshots.snapshots.parts import Listing, from_manifest
 from keikaku_snapshots.snapshots.publish import remove_quietly
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from keikaku_snapshots.snapshots.manifest import Snapshot
@@ -93,6 +93,50 @@ def also_hurt(directory: SnapshotDirectory, snapshot: Snapshot, damaged: Iterabl
             if _inode_of(part) in inodes or (wanted in contents and not _is_whole(part, wanted)):
                 hurt.append(f"{other} ({name})")
     return hurt
+
+
+class DiskUse:
+    """What snapshots take on the disk, a part that several of them share counted once.
+
+    Args:
+        snapshots: Looked at now, so that it can still be asked when they are deleted.
+    """
+
+    def __init__(self, snapshots: Iterable[Snapshot]) -> None:
+        self._files = {snapshot.path: dict(_files_of(snapshot)) for snapshot in snapshots}
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all of them."""
+        return sum(
+            {inode: size for files in self._files.values() for inode, (size, _) in files.items()}.values()
+        )
+
+    def freed_bytes(self, snapshots: Iterable[Snapshot]) -> int:
+        """Return the bytes that deleting all of these frees: of files that have no name elsewhere.
+
+        Args:
+            snapshots: Some of those that were looked at.
+        """
+        names: dict[Inode, list[tuple[int, int]]] = {}
+        for snapshot in snapshots:
+            for inode, found in self._files.get(snapshot.path, {}).items():
+                names.setdefault(inode, []).append(found)
+        return sum(found[0][0] for found in names.values() if len(found) >= found[0][1])
+
+
+def _files_of(snapshot: Snapshot) -> Iterator[tuple[Inode, tuple[int, int]]]:
+    """Inode of each file of a snapshot, with its bytes and the number of its names."""
+    try:
+        if snapshot.format == "directory":
+            for status in entries(snapshot.path).values():
+                yield (status.st_dev, status.st_ino), (status.st_size, status.st_nlink)
+        else:
+            status = snapshot.path.lstat()
+            # Its other name can only be the link to the latest, which moves.
+            yield (status.st_dev, status.st_ino), (status.st_size, 1)
+    except OSError:
+        return
 
 
 def _inode_of(part: Path) -> Inode | None:

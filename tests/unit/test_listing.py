@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from keikaku_snapshots.cli import keikaku
 from keikaku_snapshots.cli.run import run
 from keikaku_snapshots.snapshots.store import SnapshotStore
-from tests.snapshot_files import NOW, write, write_parts
+from tests.snapshot_files import write, write_parts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,8 +21,8 @@ PARTS = {"toc.dat": "toc one", "3001.dat.gz": "o" * 5000, "3002.dat.gz": "s" * 3
 
 @pytest.fixture
 def store(tmp_path: Path) -> SnapshotStore:
-    """A directory for snapshots."""
-    return SnapshotStore(tmp_path / "snapshots", clock=lambda: NOW)
+    """A directory for snapshots of long ago."""
+    return SnapshotStore(tmp_path / "snapshots", clock=lambda: datetime(2026, 1, 1, tzinfo=UTC))
 
 
 def keikaku_says(
@@ -94,3 +95,34 @@ def test_show_of_a_file_says_nothing_of_parts(
     assert not {"parts", "own", "shared", "own_bytes", "shared_bytes"} & {
         line.split()[0] for line in out.splitlines() if line
     }
+
+
+def test_what_a_deletion_frees_is_told_as_it_is(
+    store: SnapshotStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """B11: shared parts go when the last one goes that has them."""
+    for number in range(4):
+        write_parts(store, {**PARTS, "toc.dat": f"toc {number}", "3002.dat.gz": str(number // 3) * 3000})
+    # Of four the two oldest go; their rows stay with the other two.
+    _, _, err = keikaku_says(store, capsys, "prune", "--keep-last", "2", "--dry-run")
+    assert "would delete 2 versions (10 B), kept 2" in err
+    _, _, err = keikaku_says(store, capsys, "prune", "--keep-last", "2", "--yes")
+    assert "deleted 2 versions (10 B), kept 2" in err
+    # The older of two has 3 kB of rows that nobody has now, and 5 kB that the newest has too.
+    _, _, err = keikaku_says(store, capsys, "prune", "--keep-last", "1", "--yes")
+    assert "deleted 1 version (3.0 kB), kept 1" in err
+    _, _, err = keikaku_says(store, capsys, "delete", "app", "--all", "--yes")
+    assert "(8.0 kB)" in err
+
+
+def test_what_is_shared_is_not_counted_twice(
+    store: SnapshotStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`doctor` says what the snapshots take on the disk; a deletion says what is its own."""
+    write_parts(store, PARTS)
+    write_parts(store, {**PARTS, "toc.dat": "toc two"})
+    write(store, "x" * 1000, name="plain")
+    _, out, err = keikaku_says(store, capsys, "doctor")
+    assert "3 whole, 9.0 kB in all" in out + err
+    _, _, err = keikaku_says(store, capsys, "delete", "app", "--keep", "1", "--yes")
+    assert "(8.0 kB, 7 B its own)" in err
