@@ -42,7 +42,7 @@ def test_every_way_gives_back_the_same_dump(
             assert schemas.dump_text(each_server, url) == before
         if role == "postgres" or schemas.EXTENSION[each_server.major] == "pgcrypto":
             schemas.run(url, schemas.DAMAGE + schemas.SCHEMA_DAMAGE)
-            assert manager.restore_snapshot("rich", on_schema_mismatch="ignore").strategy == "swap"
+            assert manager.restore_snapshot("rich", on_schema_mismatch="ignore", jobs=2).strategy == "swap"
             assert schemas.dump_text(each_server, url) == before
         else:
             # FAULTS 71: only a superuser may make this extension, so `auto` stays in place and says why.
@@ -77,7 +77,7 @@ def test_an_empty_database_of_another_name_becomes_the_same(
     for strategy in ("in_place", "swap"):
         other = make_database(server)
         with SnapshotManager(other, tmp_path, minimum_free_mb=1) as manager:
-            restored = manager.restore_snapshot("rich", strategy=strategy)
+            restored = manager.restore_snapshot("rich", strategy=strategy, jobs=2)
         assert restored.warnings == ()
         assert schemas.dump_text(server, other) == schemas.dump_text(server, url)
 

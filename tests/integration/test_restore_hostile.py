@@ -49,7 +49,7 @@ def check_round_trips(
     before = schemas.dump_text(server, url, "--encoding=UTF8")
     for damage, name, strategy in damages:
         run_script(server, url, damage)
-        restored = manager.restore_snapshot(name, strategy=strategy, on_schema_mismatch="ignore")
+        restored = manager.restore_snapshot(name, strategy=strategy, on_schema_mismatch="ignore", jobs=2)
         assert (restored.strategy, restored.warnings) == (strategy, ())
         assert schemas.dump_text(server, url, "--encoding=UTF8") == before
 
@@ -71,12 +71,15 @@ def test_hostile_schemas_come_back_exactly(
         manager.create_snapshot("plain")
         manager.create_snapshot("custom", format="custom", level=0)
         manager.create_snapshot("clean", clean=True)
+        manager.create_snapshot("directory", format="directory", jobs=2)
         damages = [
             (rows, "plain", "in_place"),
             (rows, "custom", "in_place"),
             (schema, "clean", "in_place"),
             (schema, "custom", "in_place"),
             (schema, "clean", "swap"),
+            (schema, "directory", "swap"),
+            (schema, "directory", "in_place"),
         ]
         check_round_trips(each_server, url, manager, damages)
 
@@ -102,16 +105,18 @@ def test_other_encodings_come_back_exactly(
     run_script(server, url, NAMES.format(text) + r"CREATE VIEW v AS SELECT 'a\\b\'; COMMIT; --'::text AS x;")
     with SnapshotManager(url, tmp_path, minimum_free_mb=1) as manager:
         manager.create_snapshot("h")
+        manager.create_snapshot("directory", format="directory")
         both = DELETE + NEWER
         damages = [
             (DELETE.format(text), "h", "in_place"),
             (both.format(text), "h", "in_place"),
             (DELETE.format(text), "h", "swap"),
+            (both.format(text), "directory", "swap"),
         ]
         check_round_trips(server, url, manager, damages)
 
 
-@pytest.mark.parametrize("format_name", ["plain", "custom"])
+@pytest.mark.parametrize("format_name", ["plain", "custom", "directory"])
 def test_bytes_of_no_encoding_come_back_from_an_sql_ascii_database(
     server: Server, make_database: MakeDatabase, tmp_path: Path, format_name: str
 ) -> None:
@@ -129,7 +134,7 @@ def test_bytes_of_no_encoding_come_back_from_an_sql_ascii_database(
         manager.create_snapshot("t", format=format_name)
         for damage, strategy in (("", "in_place"), ("CREATE TABLE u (a int);", "in_place"), ("", "swap")):
             run_script(server, url, "DELETE FROM t;" + damage)
-            manager.restore_snapshot("t", strategy=strategy, on_schema_mismatch="ignore")
+            manager.restore_snapshot("t", strategy=strategy, on_schema_mismatch="ignore", jobs=2)
             assert schemas.rows_of(url, query) == before
 
 
@@ -145,7 +150,12 @@ def test_an_owner_who_may_not_fill_his_own_table_gets_it_back(
     )
     with SnapshotManager(url, tmp_path, minimum_free_mb=1) as manager:
         manager.create_snapshot("h")
-        damages = [("DELETE FROM t;", "h", "in_place"), ("DELETE FROM t;", "h", "swap")]
+        manager.create_snapshot("directory", format="directory")
+        damages = [
+            ("DELETE FROM t;", "h", "in_place"),
+            ("DELETE FROM t;", "h", "swap"),
+            ("DELETE FROM t;", "directory", "swap"),
+        ]
         check_round_trips(server, url, manager, damages)
 
 

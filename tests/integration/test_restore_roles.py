@@ -48,20 +48,22 @@ CREATE USER MAPPING FOR "GONE" SERVER s;
 """
 
 
-@pytest.mark.parametrize("strategy", ["in_place", "swap"])
+@pytest.mark.parametrize(
+    ("strategy", "format_name"), [("in_place", "plain"), ("swap", "plain"), ("swap", "directory")]
+)
 def test_grants_policies_and_mappings_of_a_missing_role_are_left_out_and_named(
-    server: Server, make_database: MakeDatabase, tmp_path: Path, gone: str, strategy: str
+    server: Server, make_database: MakeDatabase, tmp_path: Path, gone: str, strategy: str, format_name: str
 ) -> None:
     """FAULTS 70, B17: as grantor, in a policy, in a user mapping; the rest is exact, also for a superuser."""
     url = make_database(server)
     schemas.run(url, SCHEMA.replace('"GONE"', sql.Identifier(gone).as_string()))
     with SnapshotManager(url, tmp_path, minimum_free_mb=1) as manager:
-        manager.create_snapshot("t")
+        manager.create_snapshot("t", format=format_name)
         schemas.run(
             url, "DELETE FROM t; DROP USER MAPPING FOR " + sql.Identifier(gone).as_string() + " SERVER s"
         )
         drop(server, url.database, gone)
-        restored = manager.restore_snapshot("t", strategy=strategy, on_schema_mismatch="ignore")
+        restored = manager.restore_snapshot("t", strategy=strategy, on_schema_mismatch="ignore", jobs=2)
     (warning,) = restored.warnings
     for word in (gone, "grants that another role gave", "row security policy", "user mapping"):
         assert word in warning

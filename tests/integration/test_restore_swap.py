@@ -291,13 +291,14 @@ def test_roles_that_are_missing_or_out_of_reach_are_named_and_nobody_is_locked_o
     )
     with SnapshotManager(source, tmp_path, minimum_free_mb=1) as manager:
         manager.create_snapshot("small")
+        manager.create_snapshot("parts", format="directory")
     schemas.run(source, f"DROP OWNED BY {gone}")
     with server.admin() as admin:
         admin.execute(f"DROP ROLE {gone}")
-    for strategy in ("swap", "in_place"):
+    for name, strategy in (("small", "swap"), ("small", "in_place"), ("parts", "swap")):
         target = make_database(server, "keikaku_creator")
         with SnapshotManager(target, tmp_path, minimum_free_mb=1) as manager:
-            restored = manager.restore_snapshot("small", strategy=strategy)
+            restored = manager.restore_snapshot(name, strategy=strategy, jobs=2)
         text = "\n".join(restored.warnings)
         assert f"role {gone} (does not exist here)" in text
         assert "role keikaku_owner" in text
