@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from psycopg import sql
 
+from keikaku_snapshots.postgres.columns import Column, columns
 from keikaku_snapshots.postgres.filters import USER_SCHEMA
 from keikaku_snapshots.postgres.fingerprint import (
     Fingerprint,
@@ -28,12 +29,10 @@ from keikaku_snapshots.postgres.ownership import (
 )
 from keikaku_snapshots.postgres.sequences import SequenceState, reset_sequences, sequences
 from keikaku_snapshots.postgres.tables import (
-    Column,
     ForeignKey,
     TableInfo,
     TableName,
     TableOrder,
-    columns,
     foreign_keys,
     row_counts,
     table_order,

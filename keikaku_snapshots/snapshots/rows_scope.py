@@ -10,7 +10,7 @@ from psycopg import sql
 
 from keikaku_snapshots.errors import UsageError
 from keikaku_snapshots.postgres import catalog
-from keikaku_snapshots.postgres.tables import primary_key
+from keikaku_snapshots.postgres.columns import primary_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
