@@ -17,7 +17,7 @@ import psycopg
 
 from keikaku_snapshots.errors import KeikakuError, RestoreFailedError, UnsafeRestoreError
 from keikaku_snapshots.postgres import databases
-from keikaku_snapshots.postgres.connect import connect
+from keikaku_snapshots.postgres.connect import connect, translated
 from keikaku_snapshots.snapshots.analyze import AnalyzeBeside, analyze
 from keikaku_snapshots.snapshots.clear import drop_public
 from keikaku_snapshots.snapshots.counts import compare_counts
@@ -197,12 +197,13 @@ def _run_hooks(admin: Connection, url: DatabaseURL, scratch: str, hooks: HookRun
     # Before the hooks: they need the search path and the grants that the live database gives them,
     # and what they set themselves stays.
     databases.copy_settings(admin, url.database, scratch)
-    databases.terminate(admin, scratch)
-    hooks.run(url, url.with_database(scratch), admin)
-    databases.terminate(admin, scratch)
-    left = admin.execute(
-        "SELECT gid FROM pg_catalog.pg_prepared_xacts WHERE database = %s ORDER BY 1", (scratch,)
-    ).fetchall()
+    with translated(url, "running after-restore hooks"):
+        databases.terminate(admin, scratch)
+        hooks.run(url, url.with_database(scratch), admin)
+        databases.terminate(admin, scratch)
+        left = admin.execute(
+            "SELECT gid FROM pg_catalog.pg_prepared_xacts WHERE database = %s ORDER BY 1", (scratch,)
+        ).fetchall()
     if left:
         raise RestoreFailedError(
             f"an after-restore hook left a prepared transaction in the new database of {url.database}",

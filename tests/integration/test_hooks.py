@@ -17,6 +17,7 @@ import pytest
 
 from keikaku_snapshots import DatabaseURL, SnapshotManager
 from keikaku_snapshots.errors import (
+    ConnectError,
     DatabaseInUseError,
     HookFailedError,
     ParameterTypeError,
@@ -410,6 +411,25 @@ def test_a_transaction_that_a_hook_prepared_is_refused(
         manager.restore_snapshot("notes", after_restore=prepare)
     assert name in caught.value.found
     assert words(manager.url) == ["live"]
+
+
+def test_a_lock_that_was_lost_during_a_hook_ends_the_restore(
+    server: Server, manager: SnapshotManager
+) -> None:
+    """FAULTS 58: while a long migration ran, the server ended our session; another may restore now."""
+
+    def lose(_: DatabaseURL) -> None:
+        with server.admin() as admin:
+            admin.execute(
+                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+                " WHERE application_name LIKE 'keikaku_snapshots restore %%' AND application_name LIKE %s",
+                [f"% {os.getpid()}@%"],
+            )
+
+    with pytest.raises(ConnectError):
+        manager.restore_snapshot("notes", after_restore=lose)
+    assert words(manager.url) == ["live"]
+    assert siblings(server, manager.url) == []
 
 
 # -- what is refused beforehand --------------------------------------------------------
