@@ -149,7 +149,8 @@ def _capture_functions(names: CaptureNames, table: CapturedTable) -> Iterable[st
 def _guarded(names: CaptureNames, body: str) -> str:
     """Let the application's statement pass whatever happens to ours."""
     return (
-        f"BEGIN\n{body}\nRETURN NULL;\nEXCEPTION WHEN OTHERS THEN\n"
+        # A column of the user may be called "new" or "tg_op".
+        f"#variable_conflict use_column\nBEGIN\n{body}\nRETURN NULL;\nEXCEPTION WHEN OTHERS THEN\n"
         f"  PERFORM {names.schema}.mark_broken(TG_RELID, SQLSTATE, SQLERRM);\n  RETURN NULL;\nEND"
     )
 

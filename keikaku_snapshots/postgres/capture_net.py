@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: The log has no statistics; without these the planner would read the user's whole table.
 _BY_INDEX = "SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off"
+#: A column of the user may have the name of a variable of ours; ours never mean one without its table.
+VARIABLES_FIRST = "#variable_conflict use_variable\n"
 #: A log that is larger is emptied by TRUNCATE, so that dead rows never pile up; 256 kB.
 TRUNCATE_ABOVE_BYTES = 262_144
 
@@ -35,20 +37,45 @@ def rewind_function(names: CaptureNames, table: CapturedTable) -> str:
     if table.mode == "keys":
         find = _by_keys(names, table)
     elif table.key:
-        find = _by_images(names, table) + _delete_by_key(names, table)
+        find = by_images(names, table) + _delete_by_key(names, table)
     else:
-        find = _by_images(names, table) + _delete_copies(names, table)
+        find = by_images(names, table) + delete_copies(names, table)
     body = (
-        "DECLARE\n  changed bigint;\n  restored bigint[];\n  copies bigint[];\n  gone bigint[];\n"
-        f"  gone_copies bigint[];\nBEGIN\n{find}{_insert(names, table)}{_clear(names, table)}"
+        f"{VARIABLES_FIRST}DECLARE\n  changed bigint;\n  restored bigint[];\n  copies bigint[];\n  gone bigint[];\n"
+        f"  gone_copies bigint[];\nBEGIN\n{find}{_insert(names, table)}{clear(names, table)}"
         "RETURN changed;\nEND"
     )
     name = f"{names.schema}.rewind_{table.number}"
-    return function(name, body, returns="bigint", definer=False, settings=_BY_INDEX)
+    return function(name, body, returns="bigint", definer=False, settings=planning(table))
 
 
-def _match(table: CapturedTable, row: str, kept: str) -> str:
-    """Return the condition that a row of the table has a kept key."""
+def planning(table: CapturedTable) -> str:
+    """Return the settings of a function that joins a log with its table.
+
+    Args:
+        table: The table; without a key it is read as a whole, and all ways of joining are right.
+    """
+    return _BY_INDEX if table.key else ""
+
+
+def among(value: str, array: str) -> str:
+    """Return the condition that a value is in an array, in a form that is hashed whatever the planner thinks.
+
+    Args:
+        value: SQL.
+        array: SQL.
+    """
+    return f"CASE WHEN {value} IN (SELECT unnest({array})) THEN true END"
+
+
+def match(table: CapturedTable, row: str, kept: str) -> str:
+    """Return the condition that a row of the table has a kept key.
+
+    Args:
+        table: The table.
+        row: Alias of the table.
+        kept: Alias of what has the kept columns.
+    """
     parts = zip(table.key, table.key_columns(), strict=True)
     return " AND ".join(
         f"{row}.{column.identifier} {part.equals} {kept}.{column.kept}{column.cast}{part.collate}"
@@ -63,7 +90,7 @@ def _by_keys(names: CaptureNames, table: CapturedTable) -> str:
         f"  SELECT {key}, sum(CASE op WHEN '-' THEN 1 WHEN '+' THEN -1 ELSE 0 END) AS surplus,\n"
         f"         min(seq) FILTER (WHERE op <> '+') AS first\n"
         f"  FROM {names.log(table)} GROUP BY {key}),\n"
-        f"now AS (DELETE FROM {table.only} t USING net WHERE {_match(table, 't', 'net')}\n"
+        f"now AS (DELETE FROM {table.only} t USING net WHERE {match(table, 't', 'net')}\n"
         f"        RETURNING net.first, net.surplus)\n"
         f"SELECT (SELECT count(*) FROM net WHERE surplus <> 0)\n"
         f"         + (SELECT count(*) FROM now WHERE surplus = 0),\n"
@@ -73,15 +100,28 @@ def _by_keys(names: CaptureNames, table: CapturedTable) -> str:
     )
 
 
-def _image(table: CapturedTable, *, row: str = "") -> str:
-    """Return the text of a whole row, kept or present: equal for equal rows, and for no others."""
+def image(table: CapturedTable, *, row: str = "", kept: str = "") -> str:
+    """Return the text of a whole row, kept or present: equal for equal rows, and for no others.
+
+    Args:
+        table: The table.
+        row: Alias of the table; without it the kept columns are meant.
+        kept: Alias of what has the kept columns.
+    """
     if not row:
-        return f"ROW({', '.join(column.kept for column in table.columns)})::text"
+        source = f"{kept}." if kept else ""
+        return f"ROW({', '.join(source + column.kept for column in table.columns)})::text"
     values = ", ".join(f"{row}.{column.identifier}::{column.kept_type}" for column in table.columns)
     return f"ROW({values})::text"
 
 
-def _by_images(names: CaptureNames, table: CapturedTable) -> str:
+def by_images(names: CaptureNames, table: CapturedTable) -> str:
+    """Return the statements that find the images to put back and those to take away.
+
+    Args:
+        names: Names of the capture.
+        table: The table.
+    """
     return (
         "SELECT count(*) FILTER (WHERE surplus > 0), coalesce(array_agg(any_seq) FILTER (WHERE surplus > 0), '{}'),\n"
         "       array_agg(surplus) FILTER (WHERE surplus > 0),\n"
@@ -89,7 +129,7 @@ def _by_images(names: CaptureNames, table: CapturedTable) -> str:
         "       array_agg(-surplus) FILTER (WHERE surplus < 0)\n"
         "INTO changed, restored, copies, gone, gone_copies FROM (\n"
         "  SELECT min(seq) AS any_seq, sum(CASE op WHEN '-' THEN 1 ELSE -1 END) AS surplus\n"
-        f"  FROM {names.log(table)} GROUP BY {_image(table)}) net WHERE surplus <> 0;\n"
+        f"  FROM {names.log(table)} GROUP BY {image(table)}) net WHERE surplus <> 0;\n"
         "changed := greatest(cardinality(restored), cardinality(gone));\n"
     )
 
@@ -97,19 +137,19 @@ def _by_images(names: CaptureNames, table: CapturedTable) -> str:
 def _delete_by_key(names: CaptureNames, table: CapturedTable) -> str:
     return (
         f"DELETE FROM {table.only} t USING {names.log(table)} u\n"
-        f"WHERE u.seq = ANY (gone) AND {_match(table, 't', 'u')};\n"
+        f"WHERE {among('u.seq', 'gone')} AND {match(table, 't', 'u')};\n"
     )
 
 
-def _delete_copies(names: CaptureNames, table: CapturedTable) -> str:
+def delete_copies(names: CaptureNames, table: CapturedTable) -> str:
     """Without a key the whole table is read, and only when rows have to go."""
     return (
         "IF cardinality(gone) > 0 THEN\n"
         f"  DELETE FROM {table.only} t USING (\n"
         f"    SELECT p.place, p.part FROM (\n"
-        f"      SELECT r.ctid AS place, r.tableoid AS part, {_image(table, row='r')} AS image,\n"
-        f"             row_number() OVER (PARTITION BY {_image(table, row='r')}) AS copy FROM {table.only} r) p\n"
-        f"    JOIN (SELECT {_image(table)} AS image, g.copies FROM unnest(gone, gone_copies) g(seq, copies)\n"
+        f"      SELECT r.ctid AS place, r.tableoid AS part, {image(table, row='r')} AS image,\n"
+        f"             row_number() OVER (PARTITION BY {image(table, row='r')}) AS copy FROM {table.only} r) p\n"
+        f"    JOIN (SELECT {image(table)} AS image, g.copies FROM unnest(gone, gone_copies) g(seq, copies)\n"
         f"          JOIN {names.log(table)} u ON u.seq = g.seq) net\n"
         f"      ON p.image = net.image AND p.copy <= net.copies) d\n"
         "  WHERE t.ctid = d.place AND t.tableoid = d.part;\n"
@@ -125,15 +165,21 @@ def _insert(names: CaptureNames, table: CapturedTable) -> str:
         if columns
         else (f"INSERT INTO {table.identifier}\n")
     )
-    if table.mode == "keys":
-        return f"{head}SELECT {values} FROM {names.log(table)} WHERE seq = ANY (restored);\n"
+    if table.key:
+        return f"{head}SELECT {values} FROM {names.log(table)} WHERE {among('seq', 'restored')};\n"
     return (
         f"{head}SELECT {values} FROM {names.log(table)} u JOIN unnest(restored, copies) r(seq, copies)\n"
         "  ON u.seq = r.seq CROSS JOIN generate_series(1, r.copies);\n"
     )
 
 
-def _clear(names: CaptureNames, table: CapturedTable) -> str:
+def clear(names: CaptureNames, table: CapturedTable) -> str:
+    """Return the statements that empty a log.
+
+    Args:
+        names: Names of the capture.
+        table: The table.
+    """
     log = names.log(table)
     return (
         f"DELETE FROM {log};\n"

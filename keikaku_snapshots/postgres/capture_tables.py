@@ -42,6 +42,8 @@ class CapturedColumn:
     kept_type: str
     #: What brings a kept value back to the column's type, such as ``::public.mood``; often empty.
     cast: str
+    #: True for GENERATED ALWAYS AS IDENTITY, which no UPDATE may set.
+    is_identity_always: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ ORDER BY c.oid
 _COLUMNS = f"""
 SELECT a.attrelid::bigint, a.attname::text,
        t.oid < 16384 AND t.typtype IN ('b', 'r', 'm'),
-       format_type(a.atttypid, -1), format_type(a.atttypid, a.atttypmod), a.attnum::int
+       format_type(a.atttypid, -1), format_type(a.atttypid, a.atttypmod), a.attnum::int, a.attidentity = 'a'
 FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_type t ON t.oid = a.atttypid
 WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND {USER_SCHEMA}
@@ -218,10 +220,13 @@ def _table(number: int, row: Any, members: list[Any], columns: list[Any], keys: 
     )
 
 
-def _column(name: str, is_builtin: bool, kept_type: str, full_type: str, position: int) -> CapturedColumn:
+def _column(
+    name: str, is_builtin: bool, kept_type: str, full_type: str, position: int, is_identity_always: bool
+) -> CapturedColumn:
     return CapturedColumn(
         identifier=quote_identifier(name),
         kept=f"c{position}",
         kept_type=kept_type if is_builtin else "text",
         cast="" if is_builtin else f"::{full_type}",
+        is_identity_always=is_identity_always,
     )

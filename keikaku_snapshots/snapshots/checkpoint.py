@@ -20,11 +20,13 @@ from keikaku_snapshots.errors import AccessDeniedError, RefusedError
 from keikaku_snapshots.postgres import catalog
 from keikaku_snapshots.postgres.capture import CaptureNames, common_statements, literal, table_statements
 from keikaku_snapshots.postgres.capture_net import rewind_function
+from keikaku_snapshots.postgres.capture_owner import cascades, owner_functions
 from keikaku_snapshots.postgres.capture_tables import CapturedTable, captured_tables
 from keikaku_snapshots.postgres.connect import connect, translated
 from keikaku_snapshots.postgres.ddl_watch import ddl_hash_function
 from keikaku_snapshots.snapshots import guards
-from keikaku_snapshots.snapshots.rewind_functions import main_functions, sequence_names
+from keikaku_snapshots.snapshots.rewind_functions import main_functions, sequence_functions, sequence_names
+from keikaku_snapshots.snapshots.rewind_suspension import suspension_functions, suspensions
 from keikaku_snapshots.snapshots.rewind_waiting import in_the_way
 
 if TYPE_CHECKING:
@@ -191,8 +193,8 @@ def _arm(
         raise psycopg.errors.LockNotAvailable("tables were changed meanwhile")
     sequences = sequence_names(connection)
     now = datetime.now(UTC)
-    script = _script(tables, sequences)
-    connection.execute(script)
+    connection.execute(_script(connection, tables, sequences))
+    connection.execute(f"SELECT {NAMES.schema}.note_sequences()")
     objects = json.dumps(dict(catalog.fingerprint(connection).objects))
     connection.execute(
         f"INSERT INTO {NAMES.schema}.state (made_at, snapshot, objects, ddl)"  # noqa: S608
@@ -227,8 +229,14 @@ def _check_owners(tables: Sequence[CapturedTable], url: DatabaseURL) -> None:
         )
 
 
-def _script(tables: Sequence[CapturedTable], sequences: Sequence[tuple[int, str]]) -> str:
+def _script(
+    connection: Connection, tables: Sequence[CapturedTable], sequences: Sequence[tuple[int, str]]
+) -> str:
     schema = NAMES.schema
+    cascading = cascades(connection)
+    resting = suspensions(connection, schema)
+    rank = {name: number for number, name in enumerate(catalog.table_order(connection).tables)}
+    parents_first = sorted(tables, key=lambda table: rank.get(table.name, 0))
     parts = [
         f"CREATE SCHEMA {schema};\nCOMMENT ON SCHEMA {schema} IS {literal(MARK)};\n",
         f"CREATE TABLE {schema}.state (made_at timestamptz, snapshot jsonb, objects jsonb, ddl bigint);\n",
@@ -236,8 +244,16 @@ def _script(tables: Sequence[CapturedTable], sequences: Sequence[tuple[int, str]
         ddl_hash_function(NAMES),
     ]
     for table in tables:
-        parts += [table_statements(NAMES, table), rewind_function(NAMES, table)]
-    parts.append(main_functions(NAMES, tables, sequences))
+        parts += [
+            table_statements(NAMES, table),
+            rewind_function(NAMES, table),
+            owner_functions(NAMES, table, cascading),
+        ]
+    parts += [
+        suspension_functions(NAMES, resting, ((one.parent_oid, one.child_oid) for one in cascading)),
+        main_functions(NAMES, parents_first, resting),
+        sequence_functions(NAMES, sequences),
+    ]
     return "SET LOCAL client_min_messages = warning;\n" + "".join(parts)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from keikaku_snapshots.errors import KeikakuError, SchemaDriftError, SnapshotNotFoundError
+from keikaku_snapshots.postgres.capture_owner import THOROUGH_STATE
 from keikaku_snapshots.postgres.connect import connect, translate
 from keikaku_snapshots.snapshots.checkpoint import NAMES
 from keikaku_snapshots.snapshots.rewind_functions import STALE_STATE
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     from keikaku_snapshots.postgres.connect import Connection
     from keikaku_snapshots.postgres.url import DatabaseURL
 
+_CALLS = {
+    path: f"SELECT tables, rows FROM keikaku_rewind.rewind_{path}()"  # noqa: S608
+    for path in ("replica", "owner", "suspended")
+}
 _MISSING = frozenset({"3F000", "42883"})
 _BUSY = frozenset({"55P03", "40P01"})
 
@@ -40,8 +45,25 @@ class Rewound:
     warnings: tuple[str, ...] = ()
 
 
+def _is_for_thorough_way(error: psycopg.Error) -> bool:
+    """Whether the quick way of an owner met what only the thorough way can do."""
+    return error.sqlstate == THOROUGH_STATE or (error.sqlstate or "").startswith("23")
+
+
+def _rest(connection: Connection) -> bool:
+    """Put foreign keys and triggers to rest for this session, if the role may."""
+    try:
+        connection.execute("SET session_replication_role = replica")
+    except psycopg.errors.InsufficientPrivilege:
+        return False
+    return True
+
+
 class Rewinder:
     """Keeps the connection of one database for rewinds."""
+
+    #: Whether an owner tries the quick way before the thorough one.
+    quick = True
 
     def __init__(self, url: DatabaseURL) -> None:
         """Prepare; the connection is made by the first rewind.
@@ -52,6 +74,7 @@ class Rewinder:
         self._url = url
         self._connection: Connection | None = None
         self._wait_ms = -1
+        self._is_replica = False
 
     def close(self) -> None:
         """Give the connection back; harmless when repeated."""
@@ -75,12 +98,12 @@ class Rewinder:
         """
         begun = time.monotonic()
         try:
-            tables, rows, sequences = self._once_more_when_lost(wait_s)
+            path, tables, rows, sequences = self._once_more_when_lost(wait_s)
         except psycopg.Error as error:
             raise self._explained(error, wait_s) from error
-        return Rewound(rows, tables, time.monotonic() - begun, "replica", sequences)
+        return Rewound(rows, tables, time.monotonic() - begun, path, sequences)
 
-    def _once_more_when_lost(self, wait_s: float) -> tuple[int, int, int]:
+    def _once_more_when_lost(self, wait_s: float) -> tuple[str, int, int, int]:
         """A kept connection may have been lost since; a rewind that was done is done again without harm."""
         kept = self._connection is not None
         try:
@@ -92,13 +115,20 @@ class Rewinder:
             self.close()
             return self._run(wait_s)
 
-    def _run(self, wait_s: float) -> tuple[int, int, int]:
+    def _run(self, wait_s: float) -> tuple[str, int, int, int]:
         connection = self._connected(wait_s)
-        row = connection.execute("SELECT tables, rows FROM keikaku_rewind.rewind_all()").fetchone()
+        path = "replica" if self._is_replica else "owner" if self.quick else "suspended"
+        try:
+            row = connection.execute(_CALLS[path]).fetchone()
+        except psycopg.Error as error:
+            if path != "owner" or not _is_for_thorough_way(error):
+                raise
+            path = "suspended"
+            row = connection.execute(_CALLS[path]).fetchone()
         moved = connection.execute("SELECT keikaku_rewind.rewind_sequences()").fetchone()
         if row is None or moved is None:
             raise KeikakuError("the server gave no answer to a rewind")
-        return row[0], row[1], moved[0]
+        return path, row[0], row[1], moved[0]
 
     def _connected(self, wait_s: float) -> Connection:
         if self._connection is None or self._connection.closed:
@@ -116,9 +146,9 @@ class Rewinder:
                 "jit = off",
                 "default_transaction_isolation = 'read committed'",
                 "default_transaction_read_only = off",
-                "session_replication_role = replica",
             ):
                 self._connection.execute(f"SET {setting}")
+            self._is_replica = _rest(self._connection)
             self._wait_ms = -1
         wait_ms = max(1, round(wait_s * 1000))
         if wait_ms != self._wait_ms:

@@ -1,0 +1,243 @@
+"""Take a log back as a plain owner: foreign keys watch, so rows are deleted, changed and put back in order.
+
+Each table gets three functions, called one after the other over all tables:
+delete the rows that were not there (children first), change back those that
+were (a row is never deleted and made again without need, a cascade would take
+others along), and put back those that are missing (parents first). Each looks
+at the table as it is now, so they may be repeated until nothing is left to do.
+"""
+# ruff: noqa: E501, S608 - SQL is put together from names that are quoted and constants of this package
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from keikaku_snapshots.postgres.capture import CaptureNames, function
+from keikaku_snapshots.postgres.capture_net import (
+    VARIABLES_FIRST,
+    among,
+    by_images,
+    delete_copies,
+    image,
+    match,
+    planning,
+)
+from keikaku_snapshots.postgres.filters import USER_SCHEMA
+from keikaku_snapshots.postgres.tables import catalog_search_path
+from keikaku_snapshots.postgres.url import quote_identifier
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from keikaku_snapshots.postgres.capture_tables import CapturedTable
+    from keikaku_snapshots.postgres.connect import Connection
+
+#: Raised by the quick way of an owner where it would not be exact; the thorough way follows.
+THOROUGH_STATE = "KRW02"
+
+
+@dataclass(frozen=True, slots=True)
+class Cascade:
+    """A foreign key that changes rows by itself when the row that it refers to goes."""
+
+    #: Root table that refers: object id.
+    child_oid: int
+    #: Root table referred to: object id.
+    parent_oid: int
+    #: The table that refers, as SQL.
+    child: str
+    #: Pairs of columns and the operator between them: referred to, operator, refers.
+    columns: tuple[tuple[str, str, str], ...]
+    #: True if the change of a referred value cascades too.
+    on_update: bool
+    #: True if a deletion cascades.
+    on_delete: bool
+
+
+_CASCADES = f"""
+SELECT CASE WHEN c.relispartition THEN pg_partition_root(c.oid)::oid ELSE c.oid END::bigint,
+       CASE WHEN f.relispartition THEN pg_partition_root(f.oid)::oid ELSE f.oid END::bigint,
+       c.oid::regclass::text,
+       ARRAY(SELECT ARRAY[fa.attname::text, 'OPERATOR(' || quote_ident(os.nspname) || '.' || o.oprname || ')',
+                          ca.attname::text]
+             FROM unnest(k.conkey, k.confkey, k.conpfeqop) WITH ORDINALITY u(mine, theirs, op, pos)
+             JOIN pg_attribute ca ON ca.attrelid = k.conrelid AND ca.attnum = u.mine
+             JOIN pg_attribute fa ON fa.attrelid = k.confrelid AND fa.attnum = u.theirs
+             JOIN pg_operator o ON o.oid = u.op JOIN pg_namespace os ON os.oid = o.oprnamespace
+             ORDER BY u.pos),
+       k.confupdtype IN ('c', 'n', 'd'), k.confdeltype IN ('c', 'n', 'd')
+FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_class f ON f.oid = k.confrelid
+WHERE k.contype = 'f' AND k.conparentid = 0 AND {USER_SCHEMA}
+  AND (k.confupdtype IN ('c', 'n', 'd') OR k.confdeltype IN ('c', 'n', 'd'))
+ORDER BY k.oid
+"""
+
+
+def cascades(connection: Connection) -> list[Cascade]:
+    """List the foreign keys that cascade, set NULL or set a default.
+
+    Args:
+        connection: The database.
+    """
+    with catalog_search_path(connection):
+        rows = connection.execute(_CASCADES).fetchall()
+    return [
+        Cascade(
+            child,
+            parent,
+            name,
+            tuple((theirs, operator, mine) for theirs, operator, mine in pairs),
+            update,
+            delete,
+        )
+        for child, parent, name, pairs, update, delete in rows
+    ]
+
+
+def owner_functions(names: CaptureNames, table: CapturedTable, found: Sequence[Cascade]) -> str:
+    """Make the three functions of a table, and the one that looks whether a deletion would cascade.
+
+    Args:
+        names: Names of the capture.
+        table: The table.
+        found: All cascading foreign keys.
+
+    Returns:
+        SQL. Each function returns the number of rows that it changed.
+    """
+    if table.key:
+        bodies = {
+            "clear_way": _clear_way(names, table),
+            "delete": f"DELETE FROM {table.only} t USING ({_wanted(names, table)}) w\n"
+            f"WHERE w.wanted IS NULL AND {match(table, 't', 'w')};\n",
+            "update": _update(names, table),
+            "insert": _insert_missing(names, table),
+        }
+    else:
+        images = by_images(names, table)
+        bodies = {
+            "clear_way": "",
+            "delete": images + delete_copies(names, table),
+            "update": "",
+            "insert": images + _insert_copies(names, table),
+        }
+    declared = (
+        f"{VARIABLES_FIRST}DECLARE\n  changed bigint := 0;\n  restored bigint[];\n  copies bigint[];\n  gone bigint[];\n"
+        "  gone_copies bigint[];\nBEGIN\n"
+    )
+    count = "GET DIAGNOSTICS changed = ROW_COUNT;\n"
+    parts = []
+    for what, body in bodies.items():
+        text = (
+            declared
+            + body
+            + (count if body and not body.endswith("END IF;\n") else "")
+            + "RETURN changed;\nEND"
+        )
+        if not table.key and what == "delete":
+            text = declared + body + "RETURN cardinality(gone);\nEND"
+        suffix = "" if what == "clear_way" else "_back"
+        name = f"{names.schema}.{what}{suffix}_{table.number}"
+        parts.append(function(name, text, returns="bigint", definer=False, settings=planning(table)))
+    parts.append(_would_cascade(names, table, found))
+    return "".join(parts)
+
+
+def _wanted(names: CaptureNames, table: CapturedTable) -> str:
+    """Return the query of all keys in the log and the entry with the image that belongs there, or NULL."""
+    key = ", ".join(column.kept for column in table.key_columns())
+    if table.mode == "keys":
+        return (
+            f"SELECT {key}, CASE WHEN surplus + (EXISTS (SELECT FROM {table.only} x WHERE"
+            f" {match(table, 'x', 'net')}))::int > 0 THEN first END AS wanted\n"
+            f"FROM (SELECT {key}, sum(CASE op WHEN '-' THEN 1 WHEN '+' THEN -1 ELSE 0 END) AS surplus,\n"
+            f"             min(seq) FILTER (WHERE op <> '+') AS first\n"
+            f"      FROM {names.log(table)} GROUP BY {key}) net"
+        )
+    return (
+        f"SELECT {key}, max(any_seq) FILTER (WHERE surplus > 0) AS wanted\n"
+        f"FROM (SELECT {key}, min(seq) AS any_seq, sum(CASE op WHEN '-' THEN 1 ELSE -1 END) AS surplus\n"
+        f"      FROM {names.log(table)} GROUP BY {key}, {image(table)}) net\n"
+        f"WHERE surplus <> 0 GROUP BY {key}"
+    )
+
+
+def _sequence_numbers(names: CaptureNames, table: CapturedTable) -> str:
+    return f"restored := ARRAY(SELECT wanted FROM ({_wanted(names, table)}) w WHERE wanted IS NOT NULL);\n"
+
+
+def _update(names: CaptureNames, table: CapturedTable) -> str:
+    changeable = [column for column in table.columns if not column.is_identity_always]
+    if not changeable:
+        return ""
+    values = ", ".join(f"{column.identifier} = u.{column.kept}{column.cast}" for column in changeable)
+    return (
+        _sequence_numbers(names, table) + f"UPDATE {table.only} t SET {values} FROM {names.log(table)} u\n"
+        f"WHERE {among('u.seq', 'restored')} AND {match(table, 't', 'u')}\n"
+        f"  AND {image(table, row='t')} <> {image(table, kept='u')};\n"
+    )
+
+
+def _clear_way(names: CaptureNames, table: CapturedTable) -> str:
+    """Delete rows that differ, where changing them one by one meets a unique value of the next."""
+    return (
+        _sequence_numbers(names, table) + f"DELETE FROM {table.only} t USING {names.log(table)} u\n"
+        f"WHERE {among('u.seq', 'restored')} AND {match(table, 't', 'u')}\n"
+        f"  AND {image(table, row='t')} <> {image(table, kept='u')};\n"
+    )
+
+
+def _insert_missing(names: CaptureNames, table: CapturedTable) -> str:
+    columns = ", ".join(column.identifier for column in table.columns)
+    values = ", ".join(f"u.{column.kept}{column.cast}" for column in table.columns)
+    return (
+        _sequence_numbers(names, table)
+        + f"INSERT INTO {table.identifier} ({columns}) OVERRIDING SYSTEM VALUE\n"
+        f"SELECT {values} FROM {names.log(table)} u WHERE {among('u.seq', 'restored')}\n"
+        f"  AND NOT EXISTS (SELECT FROM {table.only} x WHERE {match(table, 'x', 'u')});\n"
+    )
+
+
+def _insert_copies(names: CaptureNames, table: CapturedTable) -> str:
+    columns = ", ".join(column.identifier for column in table.columns)
+    values = ", ".join(f"u.{column.kept}{column.cast}" for column in table.columns)
+    into = f"({columns}) OVERRIDING SYSTEM VALUE" if columns else ""
+    return (
+        f"INSERT INTO {table.identifier} {into}\nSELECT {values} FROM {names.log(table)} u\n"
+        "JOIN unnest(restored, copies) r(seq, copies) ON u.seq = r.seq CROSS JOIN generate_series(1, r.copies);\n"
+    )
+
+
+def _would_cascade(names: CaptureNames, table: CapturedTable, found: Sequence[Cascade]) -> str:
+    """Make the function that tells whether deleting the new rows would take rows of others along."""
+    checks = []
+    key = {column.identifier for column in table.key_columns()} if table.key else set()
+    for cascade in found:
+        if cascade.parent_oid != table.oid:
+            continue
+        referred = {quote_identifier(pair[0]) for pair in cascade.columns}
+        if not table.key or (cascade.on_update and not referred <= key):
+            checks.append("RETURN true;\n")
+            break
+        if not cascade.on_delete:
+            continue
+        on = " AND ".join(
+            f"t.{quote_identifier(theirs)} {operator} c.{quote_identifier(mine)}"
+            for theirs, operator, mine in cascade.columns
+        )
+        # A new row that refers to a new row of the same table goes with it anyway.
+        among_new = (
+            f" AND NOT EXISTS (SELECT FROM ({_wanted(names, table)}) o WHERE o.wanted IS NULL"
+            f" AND {match(table, 'c', 'o')})"
+            if cascade.child_oid == table.oid
+            else ""
+        )
+        checks.append(
+            f"IF EXISTS (SELECT FROM ({_wanted(names, table)}) w JOIN {table.only} t ON {match(table, 't', 'w')}\n"
+            f"  JOIN {cascade.child} c ON {on} WHERE w.wanted IS NULL{among_new}) THEN RETURN true; END IF;\n"
+        )
+    body = f"{VARIABLES_FIRST}BEGIN\n{''.join(checks)}RETURN false;\nEND"
+    name = f"{names.schema}.would_cascade_{table.number}"
+    return function(name, body, returns="boolean", definer=False, settings=planning(table))
