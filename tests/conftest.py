@@ -25,6 +25,9 @@ _BASE = pytest.StashKey[Path]()
 #: What `KEIKAKU_CAMPAIGN_…` said before the environment was scrubbed (tests/campaigns).
 CAMPAIGN = pytest.StashKey[dict[str, str]]()
 _CAMPAIGN_PREFIX = "KEIKAKU_CAMPAIGN_"
+#: Scale and database of the performance tests, as they were before the environment was scrubbed.
+PERFORMANCE = pytest.StashKey[dict[str, str]]()
+_PERFORMANCE_NAMES = ("PERF_TEST_SCALE", "PERFORMANCE_TEST_DATABASE_URL", "TEST_DATABASE_URL")
 _SCRUBBED = re.compile(
     r"PG[A-Z]+|PSQL\w*|KEIKAKU_\w+|\w*DATABASE_URL|PERF_TEST_SCALE|NO_COLOR|FORCE_COLOR|COLUMNS"
 )
@@ -41,6 +44,9 @@ def pytest_configure(config: pytest.Config) -> None:
         name.removeprefix(_CAMPAIGN_PREFIX): value
         for name, value in os.environ.items()
         if name.startswith(_CAMPAIGN_PREFIX)
+    }
+    config.stash[PERFORMANCE] = workers.get("performance") or {
+        name: os.environ[name] for name in _PERFORMANCE_NAMES if name in os.environ
     }
     for name in [name for name in os.environ if _SCRUBBED.fullmatch(name)]:
         del os.environ[name]
@@ -61,9 +67,10 @@ def _take_signals() -> None:
 
 
 def pytest_configure_node(node: object) -> None:
-    """Tell an xdist worker where the servers are and what the campaigns were told."""
+    """Tell an xdist worker where the servers are and what campaigns and performance tests were told."""
     config = node.config  # type: ignore[attr-defined]
     node.workerinput["campaign"] = config.stash[CAMPAIGN]  # type: ignore[attr-defined]
+    node.workerinput["performance"] = config.stash[PERFORMANCE]  # type: ignore[attr-defined]
     node.workerinput["servers"] = str(_base(config))  # type: ignore[attr-defined]
 
 

@@ -47,9 +47,9 @@ class _LogScale:
         return self.left + share * (self.right - self.left)
 
     def ticks(self) -> list[float]:
-        """Round values along the axis: 1, 2, 5 of each decade, or powers of ten on a long one."""
+        """Round values along the axis: 1, 2, 5 of each decade, on a long one 1 and 3."""
         first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
-        steps = (1,) if math.log10(self.high / self.low) > 2.2 else (1, 2, 5)
+        steps = (1, 3) if math.log10(self.high / self.low) > 2.2 else (1, 2, 5)
         found = (step * 10.0**power for power in range(first, last + 1) for step in steps)
         return [value for value in found if self.low <= value <= self.high]
 

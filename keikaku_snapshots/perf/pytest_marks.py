@@ -17,7 +17,7 @@ from keikaku_snapshots.errors import UnknownScaleError
 from keikaku_snapshots.perf.scales import reason_to_skip
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     import pytest
 
@@ -37,13 +37,14 @@ def register_marker(config: pytest.Config) -> None:
     )
 
 
-def skip_larger_scales(items: Iterable[pytest.Item]) -> None:
+def skip_larger_scales(items: Iterable[pytest.Item], environment: Mapping[str, str] | None = None) -> None:
     """Skip the tests of larger scales than ``PERF_TEST_SCALE``; for ``pytest_collection_modifyitems``.
 
     The mark nearest to the test counts: one of a function hides that of its module.
 
     Args:
         items: What was collected.
+        environment: Where ``PERF_TEST_SCALE`` is looked up; the process's own if None.
 
     Raises:
         pytest.UsageError: A mark or the variable names an unknown scale.
@@ -55,7 +56,7 @@ def skip_larger_scales(items: Iterable[pytest.Item]) -> None:
         if mark is None:
             continue
         try:
-            reason = reason_to_skip(_scale_of(mark))
+            reason = reason_to_skip(_scale_of(mark), environment)
         except UnknownScaleError as error:
             raise pytest.UsageError(f"{item.nodeid}: {error}") from error
         if reason:

@@ -148,7 +148,7 @@ def _temporary(directory: str | os.PathLike[str] | None) -> Iterator[Path]:
     except OSError as error:
         raise cannot_write(error, place) from error
     lock = FileLock(
-        place / ".keikaku-perf.lock", subject=f"performance runs in {place}", operation="perf run"
+        place / ".keikaku-perf.lock", subject=f"the report directory {place}", operation="perf run"
     )
     with lock:
         shutil.rmtree(ours, ignore_errors=True)
