@@ -372,8 +372,8 @@ def test_sessions_that_a_hook_leaves_open_are_ended(manager: SnapshotManager) ->
         def again() -> None:
             while not stop.is_set():
                 try:
-                    with psycopg.connect(**url.connect_arguments()):
-                        pass
+                    with psycopg.connect(**url.connect_arguments()) as connection:
+                        connection.execute("SELECT pg_sleep(600)")
                 except psycopg.Error:
                     time.sleep(0.001)
 
@@ -453,6 +453,23 @@ def test_auto_with_other_sessions_refuses_and_names_the_way(manager: SnapshotMan
             "notes", disconnect=True, after_restore=lambda url: schemas.run(url, "SELECT 1")
         )
     assert (restored.strategy, words(manager.url)) == ("swap", ["snapshot"])
+
+
+def test_a_session_that_comes_while_hooks_run_is_not_disconnected(
+    server: Server, manager: SnapshotManager
+) -> None:
+    """B7: auto would restore in place then; with hooks it gives up, and their work is dropped."""
+    came: list[psycopg.Connection[Any]] = []
+
+    def hook(url: DatabaseURL) -> None:
+        schemas.run(url, "SELECT 1")
+        came.append(psycopg.connect(**manager.url.connect_arguments(), autocommit=True))
+
+    with pytest.raises(DatabaseInUseError, match="not replaced"):
+        manager.restore_snapshot("notes", after_restore=hook)
+    assert came[0].execute("SELECT word FROM notes").fetchall() == [("live",)]
+    came[0].close()
+    assert siblings(server, manager.url) == []
 
 
 def test_a_role_that_may_not_create_databases_cannot_have_hooks(
