@@ -228,7 +228,7 @@ def restore(
         snapshot = _find(manager, name, version, trust=options["trust"])
         _check_hooks(session, hooks, options["strategy"], snapshot)
         if dry_run:
-            _tell_restore(session, manager, snapshot, hooks)
+            _tell_restore(session, manager, snapshot, hooks, trust=options["trust"])
             return
         if session.output.on_terminal and not yes:
             _ask_restore(session, snapshot, hooks)
@@ -398,10 +398,13 @@ def _ask_restore(session: Session, snapshot: Snapshot, hooks: Sequence[str]) -> 
 
 
 def _tell_restore(
-    session: Session, manager: SnapshotManager, snapshot: Snapshot, hooks: Sequence[str]
+    session: Session, manager: SnapshotManager, snapshot: Snapshot, hooks: Sequence[str], *, trust: bool
 ) -> None:
     """Do everything of a restore that changes nothing, and tell."""
-    manager.verify_snapshot(snapshot.name, snapshot.version)
+    manager.verify_snapshot(snapshot.name, snapshot.version, trust=trust)
+    incoming = "what the file holds (it has no manifest that says how much)"
+    if snapshot.manifest is not None:
+        incoming = _replaced_in_words(snapshot.row_counts)
     counts = _replaced(session, snapshot)
     if session.output.as_json:
         session.output.document(
@@ -413,10 +416,11 @@ def _tell_restore(
                 "after_restore": [session.output.redact(hook) for hook in hooks],
             }
         )
-    session.output.say(f"{snapshot.name} {snapshot.version} is whole")
+    checked = "is whole" if snapshot.manifest is not None else "has the form of a whole file"
+    session.output.say(f"{snapshot.name} {snapshot.version} {checked}")
     session.output.say(
         f"dry run; restoring it into {session.url.location} would replace {_replaced_in_words(counts)} "
-        f"by {_replaced_in_words(snapshot.row_counts)}"
+        f"by {incoming}"
     )
     for hook in hooks:
         session.output.say(f"and run on it before it goes live: {hook}")

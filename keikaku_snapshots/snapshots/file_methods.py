@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from keikaku_snapshots.snapshots.audit import AuditLog
     from keikaku_snapshots.snapshots.manifest import Manifest, Snapshot
+    from keikaku_snapshots.snapshots.reading import OpenSnapshot
     from keikaku_snapshots.snapshots.retention import PrunePlan, RetentionPolicy
     from keikaku_snapshots.snapshots.store import Snapshots, SnapshotStore
     from keikaku_snapshots.snapshots.verify import Verification
@@ -74,12 +75,15 @@ class FileMethods:
         """
         return self._store.latest(name) is not None
 
-    def verify_snapshot(self, name: str | Snapshot, version: str | None = None) -> Verification:
+    def verify_snapshot(
+        self, name: str | Snapshot, version: str | None = None, *, trust: bool = False
+    ) -> Verification:
         """Read a snapshot as a whole and compare it with its manifest.
 
         Args:
             name: Its name, or the snapshot itself.
             version: Its version; the newest one, valid or not, if None.
+            trust: Take a file that has no manifest too; only its form can be checked then.
 
         Returns:
             What was checked.
@@ -97,7 +101,9 @@ class FileMethods:
         found = self._store.list(name)
         snapshot = found[0] if found and version is None else self._store.find(name, version)
         checks = ["manifest", "size", "SHA-256", "header and end"]
-        with self._store.reading(snapshot, wait_s=self._lock_wait_s) as opened:
+        with self._store.reading(snapshot, wait_s=self._lock_wait_s, trust=trust) as opened:
+            if trust and opened.snapshot.manifest is None:
+                return _read_on_trust(opened, begun)
             file = opened.check()
             if snapshot.format == "json":
                 from keikaku_snapshots.snapshots.rows_file import check_rows_file
@@ -292,3 +298,28 @@ class FileMethods:
                 raise
             record.note(deleted=done.deleted_names)
         return done
+
+
+def _read_on_trust(opened: OpenSnapshot, begun: float) -> Verification:
+    """Read a file without a manifest as a restore of it would before it touches anything."""
+    from keikaku_snapshots.snapshots.load import Script
+    from keikaku_snapshots.snapshots.rows_file import check_rows_file
+    from keikaku_snapshots.snapshots.unpack import packed_as, read_packed
+    from keikaku_snapshots.snapshots.verify import Verification, check_shape
+
+    snapshot, name = opened.snapshot, opened.path.name
+    file = opened.hash()
+    if snapshot.format == "json":
+        check_rows_file(opened.fileno(), str(opened.path), None)
+        checks = ["JSON read as a whole"]
+    elif packed_as(snapshot) is not None:
+        read_packed(opened)
+        checks = ["unpacked", "header and end"]
+    else:
+        check_shape(opened.fileno(), snapshot.format, name)
+        checks = ["header and end"]
+    if snapshot.format == "plain" and packed_as(snapshot) is None:
+        with Script(opened.fileno(), name) as script:
+            checks += ["every statement"] if script.parts else []
+    opened.check_unchanged()
+    return Verification(snapshot, file.sha256, file.size_bytes, tuple(checks), time.monotonic() - begun)

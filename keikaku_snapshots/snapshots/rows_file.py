@@ -104,13 +104,13 @@ def rows_bytes(descriptor: int, place: str) -> Unpacked:
     return Unpacked(descriptor, compression_of(descriptor), place, JSONCorruptError)
 
 
-def check_rows_file(descriptor: int, place: str, wanted: Mapping[str, int]) -> None:
+def check_rows_file(descriptor: int, place: str, wanted: Mapping[str, int] | None) -> None:
     """Read a JSON snapshot as a whole and count its rows.
 
     Args:
         descriptor: The open file.
         place: What to call it in errors: its path.
-        wanted: Rows of each table as the manifest says.
+        wanted: Rows of each table as the manifest says; None when there is none.
 
     Raises:
         JSONCorruptError: It is broken, or has other rows.
@@ -119,7 +119,7 @@ def check_rows_file(descriptor: int, place: str, wanted: Mapping[str, int]) -> N
         name: sum(1 for _ in rows)
         for name, rows in RowsReader(rows_bytes(descriptor, place).read, place).tables()
     }
-    if found != dict(wanted):
+    if wanted is not None and found != dict(wanted):
         lines = [f"{name}: {found.get(name, 0)} rows" for name in found.keys() | wanted.keys()]
         raise JSONCorruptError(
             "the JSON file has not the rows that its manifest says",

@@ -16,6 +16,7 @@ from keikaku_snapshots.snapshots.disk import ReserveWatcher
 from keikaku_snapshots.snapshots.load import Script
 from keikaku_snapshots.snapshots.parallel_load import open_archive
 from keikaku_snapshots.snapshots.unpack import packed_as, unpack_into
+from keikaku_snapshots.snapshots.verify import check_shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,6 +100,8 @@ class Sources:
                 unpack_into(opened, descriptor, path, minimum_free_mb=self._minimum_free_mb)
             else:
                 self._write_script(path)
+                # The keys come last: without them the rows would still be counted and right.
+                check_shape(descriptor, "plain", f"{name}, unpacked,")
             with Script(descriptor, name) as script:
                 yield script
 

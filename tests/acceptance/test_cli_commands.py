@@ -361,6 +361,22 @@ def test_dry_runs_change_nothing(type_: Run, snapshot: Path, database: DatabaseU
     assert len(json.loads(type_("list", "--json")[1])) == 2
 
 
+def test_a_trusted_file_is_tried_as_it_would_be_restored(
+    type_: Run, snapshot: Path, database: DatabaseURL
+) -> None:
+    """`restore --dry-run --trust`: a file without a manifest, whose rows nobody has counted."""
+    (snapshot.parent / "hand_v1.sql").write_bytes(snapshot.read_bytes())
+
+    assert type_("restore", "hand", "--dry-run")[0] == 10
+    code, _, err = type_("restore", "hand", "--dry-run", "--trust")
+
+    assert code == 0, err
+    assert "would replace 2 rows in 1 table by what the file holds" in err
+    assert _rows(database) == (2,)
+    assert type_("restore", "hand", "--trust")[0] == 0
+    assert _rows(database) == (1,)
+
+
 def test_an_own_scale_takes_the_rest_from_the_dataset(type_: Run, tmp_path: Path) -> None:
     """A2: a scale in YAML says what differs; the numbers for each office that it leaves out are the usual."""
     text = "scales: {tiny: {offices: 2, per_unit: {recipients: 5}}}"
