@@ -47,6 +47,7 @@ _ARCHIVE = re.compile(
     r"|did not find magic string|input file is too short|input file appears to be a text format|corrupt"
     r"|unexpected end of file|invalid (block|header)|could not find (block|entry)"
 )
+_CONTENTS = re.compile(r'contents of table "(?P<table>.+)" failed')
 _SERVICE = re.compile(r"syntax error in service file|invalid connection option|nested service")
 
 
@@ -110,6 +111,8 @@ class _Failure:
         lines = [without_values(self.message.text)] if self.message.text else []
         if not lines:
             lines = public_stderr(self.stderr).strip().splitlines()[:_SHOWN_LINES]
+        if dumped := _CONTENTS.search(self.stderr):
+            lines.append(f"Table: {dumped['table']}")
         if self.message.place:
             lines.append(f"At: {self.message.place}")
         if copy := COPY_PLACE.search(self.message.parts.get("CONTEXT", "")):
