@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from keikaku_snapshots.errors import (
+    CreateFailedError,
     DatabaseInUseError,
     KeikakuError,
-    OutcomeUnknownError,
     RestoreFailedError,
     SnapshotCorruptError,
     ToolVersionError,
@@ -393,7 +393,8 @@ def as_restore_error(error: KeikakuError, url: DatabaseURL) -> KeikakuError:
     Returns:
         The error to raise.
     """
-    if type(error) is not KeikakuError or isinstance(error, OutcomeUnknownError):
+    # What a file operation failed with speaks of snapshots that are made.
+    if type(error) not in {KeikakuError, CreateFailedError}:
         return error
     return RestoreFailedError(
         f"restoring into {url.database} failed", found=f"{error.what}\n{error.found}", **error.details

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import gzip
 import hashlib
 import os
@@ -26,6 +27,7 @@ from keikaku_snapshots.errors import (
     UnsafeRestoreError,
 )
 from keikaku_snapshots.snapshots import in_place, load
+from keikaku_snapshots.snapshots.files import FileSystem
 from tests import proxy
 from tests.integration import schemas
 from tests.integration.test_restore_in_place import CHANGED, SMALL
@@ -161,7 +163,8 @@ class SlowCommits:
         self._set("nobody")
         probe = psycopg.connect(**self._server.url.connect_arguments(), autocommit=True)
         self.probes.append(probe)
-        while True:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
             probe.pgconn.send_query(b"CREATE TABLE IF NOT EXISTS probe (); DROP TABLE probe")
             while probe.pgconn.is_busy():
                 if self._asks(f"pid = {probe.info.backend_pid} AND wait_event = 'SyncRep'"):
@@ -173,7 +176,8 @@ class SlowCommits:
     def release_when_asked(self) -> None:
         """Let go when somebody asks what became of a transaction."""
         deadline = time.monotonic() + 20
-        while not self._asks("query ~ 'pg_xact_status' AND pid <> pg_backend_pid()"):
+        # By its name: our own last look may still be there, and asks the same.
+        while not self._asks("query ~ 'pg_xact_status' AND application_name LIKE 'keikaku%'"):
             if time.monotonic() > deadline:
                 break
         self._set("")
@@ -186,6 +190,7 @@ class SlowCommits:
 
     def __exit__(self, *_: object) -> None:
         self._thread.join()
+        self._set("")  # also when it was held after all waiting
         for probe in self.probes:
             probe.close()
 
@@ -319,6 +324,22 @@ def test_missing_programs_stop_the_restore_of_an_archive_before_anything_is_touc
         assert set(small.directory.iterdir()) == files
         assert schemas.rows_of(small.url, COUNT) == [(300,)]
         assert manager.restore_snapshot("small").strategy == "swap"
+
+
+def test_a_broken_disk_is_a_failed_restore_and_not_a_failed_snapshot(
+    small: SnapshotManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit codes: 25 says that the database is unchanged; here the file of an unpacked archive fails."""
+    small.create_snapshot("archive", format="custom")
+
+    def broken(_files: FileSystem, operation: str, path: Path) -> None:
+        if operation == "create":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr(FileSystem, "before", broken)
+    with pytest.raises(RestoreFailedError, match="復元に失敗"):
+        small.restore_snapshot("archive", strategy="in_place")
+    assert schemas.rows_of(small.url, COUNT) == [(300,)]
 
 
 _LIMITED = """
