@@ -199,7 +199,7 @@ def test_rounds_of_faults_lose_nothing_that_was_listed(world: World, campaign: C
     """FAULTS 2, 9, 17, 43, 44, 49-53; issue 3: deaths, full disks and lost connections at random moments."""
     measures: dict[str, Measure] = defaultdict(lambda: GUESS) if campaign.is_smoke else {}
     failed = []
-    for number in campaign.rounds(200, smoke=4):
+    for number in campaign.rounds(200, smoke=3):
         one = Round(world, random.Random(campaign.dice(number)))
         try:
             _play(one, measures, campaign.outcomes)

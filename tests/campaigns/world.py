@@ -39,7 +39,8 @@ _MOUNT = "mount -t tmpfs -o size=24m,nr_inodes=600 none {0} && echo ready && exe
 _FILL = """
 INSERT INTO stock VALUES (11, 0, false);
 INSERT INTO sales (stock_id, buyer, notes, is_test_data)
-  SELECT CASE WHEN i % 5 > 0 THEN 1 + i % 10 ELSE 11 END, md5(i::text) || repeat('本', 30), jsonb_build_object('n', i), i % 5 > 0
+  SELECT CASE WHEN i % 5 > 0 THEN 1 + i % 10 ELSE 11 END,
+         md5(i::text) || repeat('本', 30), jsonb_build_object('n', i), i % 5 > 0
   FROM generate_series(1, 6000) AS i;
 UPDATE stock SET copies = 0;
 SELECT lo_from_bytea(4711, decode(repeat('ab', 20000), 'hex'));
