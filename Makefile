@@ -13,7 +13,7 @@ SUITABLE = import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses=4 $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format bench clean
+.PHONY: help demo test test-all check format perf bench clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ check: $(STAMP) ## lint, formatting, types
 format: $(STAMP) ## put the code into its form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+perf: $(STAMP) ## the limits, with a report in perf-reports/; PERF_TEST_SCALE=medium or large for more
+	$(BIN)/python -m pytest -m performance tests/performance $(PYTEST_ARGS)
 
 bench: $(STAMP) ## measure what the README claims
 	$(BIN)/python -m benchmarks
