@@ -47,6 +47,7 @@ _ARCHIVE = re.compile(
     r"|did not find magic string|input file is too short|input file appears to be a text format|corrupt"
     r"|unexpected end of file|invalid (block|header)|could not find (block|entry)"
 )
+_WORKER_LOCK = "could not obtain lock on relation"
 _CONTENTS = re.compile(r'contents of table "(?P<table>.+)" failed')
 _SERVICE = re.compile(r"syntax error in service file|invalid connection option|nested service")
 
@@ -233,8 +234,10 @@ def _by_state(failure: _Failure) -> errors.KeikakuError | None:
     program = failure.result.program
     if state.startswith("23"):
         return _constraint_error(failure, state)
-    # pg_dump bounds its lock wait by statement_timeout, so the server names that one.
-    if state == "55P03" or (state == "57014" and program == "pg_dump" and "LOCK TABLE" in failure.stderr):
+    # pg_dump bounds its lock wait by statement_timeout, so the server names that one. Its workers do
+    # not wait at all behind somebody who wants the table alone.
+    waited = state == "57014" and program == "pg_dump" and "LOCK TABLE" in failure.stderr
+    if state == "55P03" or waited or _WORKER_LOCK in failure.stderr:
         return failure.build(
             errors.DatabaseInUseError,
             "a table lock was not given in time",

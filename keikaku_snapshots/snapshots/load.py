@@ -167,7 +167,7 @@ class Script:
 
         Args:
             connection: Where to, in autocommit.
-            url: The same database.
+            url: The database that it is for; on the same server.
             rights: What the role may give back.
             progress: Told the position in the file, bytes.
             loaded: Told each COPY statement whose rows are all there.

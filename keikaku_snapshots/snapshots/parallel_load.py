@@ -164,7 +164,7 @@ class ParallelLoader:
         Args:
             archive: What to load.
             connection: Where to, in autocommit.
-            url: The same database, for pg_restore.
+            url: The database that it is for, as it is called in messages; on the same server.
             rights: What the role may give back.
             progress: Told the bytes of the files that are loaded.
             loaded: Told each COPY statement whose rows are all there.
@@ -218,7 +218,7 @@ class ParallelLoader:
             chosen.flush()
             with start_pg_restore(
                 archive.tools,
-                self._url,
+                self._url.with_database(self._connection.info.dbname),
                 f"/dev/fd/{archive.descriptor}",
                 jobs=archive.jobs,
                 list_file=chosen.name,

@@ -167,9 +167,7 @@ def _fill(
         verified()
         raise
     beside = AnalyzeBeside(enter)
-    loader = script.loader(
-        connection, url.with_database(scratch), rights, progress=progress, loaded=beside.loaded
-    )
+    loader = script.loader(connection, url, rights, progress=progress, loaded=beside.loaded)
     try:
         with beside:
             _quick(connection)

@@ -204,8 +204,9 @@ def test_too_little_room_is_said_and_leaves_no_file(manager: SnapshotManager) ->
     assert list(manager.directory.glob("*small*")) == []
 
 
+@pytest.mark.parametrize("format_name", ["plain", "directory"])
 def test_a_disk_that_fills_up_while_dumping_stops_it_and_leaves_nothing(
-    manager: SnapshotManager, monkeypatch: pytest.MonkeyPatch
+    manager: SnapshotManager, monkeypatch: pytest.MonkeyPatch, format_name: str
 ) -> None:
     """FAULTS 9, 3.10: the reserve is watched while pg_dump runs."""
     schemas.run(
@@ -219,9 +220,9 @@ def test_a_disk_that_fills_up_while_dumping_stops_it_and_leaves_nothing(
 
     monkeypatch.setattr(dump_module, "ReserveWatcher", Full)
     with pytest.raises(DiskFullError, match="only 1 MB"):
-        manager.create_snapshot("small")
+        manager.create_snapshot("small", format=format_name)
     assert manager.list_snapshots() == []
-    assert [path.name for path in manager.directory.iterdir() if path.is_file()] == ["audit.log"]
+    assert sorted(path.name for path in manager.directory.iterdir()) == [".locks", "audit.log"]
 
 
 def test_a_lost_connection_is_tried_again_with_a_new_file(
