@@ -258,7 +258,7 @@ def translate_os_error(error: OSError, *, doing: str, path: Path | None = None) 
         )
     if error.errno == errno.ENOTDIR:
         return UsageError(
-            f"the snapshot directory is not a directory, seen while {doing}",
+            "the snapshot directory is not a directory",
             found=found,
             hint="Use another --snapshot-dir.",
         )
