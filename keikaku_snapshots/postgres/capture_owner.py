@@ -1,7 +1,6 @@
 """Take a log back as a plain owner: foreign keys watch, so rows are deleted, changed and put back in order.
 
-Each table gets three functions, called one after the other over all tables:
-delete the rows that were not there (children first), change back those that
+Each table gets three steps, taken one after the other over all tables: delete the rows that were not there (children first), change back those that
 were (a row is never deleted and made again without need, a cascade would take
 others along), and put back those that are missing (parents first). Each looks
 at the table as it is now, so they may be repeated until nothing is left to do.
@@ -13,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from keikaku_snapshots.postgres.capture import CaptureNames, function
+from keikaku_snapshots.postgres.capture import CaptureNames, function, literal
 from keikaku_snapshots.postgres.capture_net import (
     VARIABLES_FIRST,
     among,
@@ -97,7 +96,7 @@ def cascades(connection: Connection) -> list[Cascade]:
 
 
 def owner_functions(names: CaptureNames, table: CapturedTable, found: Sequence[Cascade]) -> str:
-    """Make the three functions of a table, and the one that looks whether a deletion would cascade.
+    """Make the functions of a table, and the one that looks whether a deletion would cascade.
 
     Args:
         names: Names of the capture.
@@ -105,67 +104,90 @@ def owner_functions(names: CaptureNames, table: CapturedTable, found: Sequence[C
         found: All cascading foreign keys.
 
     Returns:
-        SQL. Each function returns the number of rows that it changed.
+        SQL: ``wanted`` tells what belongs there (entries of the log), whether rows are there that do not,
+        rows that do, and whether rows are missing. ``delete_back``, ``update_back``, ``insert_back`` and
+        ``clear_way`` return the number of rows that they changed.
     """
-    if table.key:
-        bodies = {
-            "clear_way": _clear_way(names, table),
-            "delete": f"DELETE FROM {table.only} t USING ({_wanted(names, table)}) w\n"
-            f"WHERE w.wanted IS NULL AND {match(table, 't', 'w')};\n",
-            "update": _update(names, table),
-            "insert": _insert_missing(names, table),
-        }
-    else:
-        images = by_images(names, table)
-        bodies = {
-            "clear_way": "",
-            "delete": images + delete_copies(names, table),
-            "update": "",
-            "insert": images + _insert_copies(names, table),
-        }
-    declared = (
-        f"{VARIABLES_FIRST}DECLARE\n  changed bigint := 0;\n  restored bigint[];\n  copies bigint[];\n  gone bigint[];\n"
-        "  gone_copies bigint[];\nBEGIN\n"
+    images = "" if table.key else by_images(names, table)
+    delete = (
+        f"DELETE FROM {table.only} t USING ({_wanted(names, table)}) w\n"
+        f"WHERE w.wanted IS NULL AND {match(table, 't', 'w')};\n{_COUNT}"
+        if table.key
+        else images + delete_copies(names, table) + "changed := cardinality(gone);\n"
     )
-    count = "GET DIAGNOSTICS changed = ROW_COUNT;\n"
-    parts = []
+    bodies = {
+        "delete_back": delete,
+        "update_back": _update(names, table) if table.key else "",
+        "insert_back": _insert_missing(names, table) if table.key else images + _insert_copies(names, table),
+        # Where changing rows one by one meets a unique value of the next.
+        "clear_way": f"DELETE FROM {table.only} t USING {names.log(table)} u\nWHERE {_differs(table)};\n{_COUNT}"
+        if table.key
+        else "",
+    }
+    parts = [_wanted_function(names, table)]
     for what, body in bodies.items():
-        text = (
-            declared
-            + body
-            + (count if body and not body.endswith("END IF;\n") else "")
-            + "RETURN changed;\nEND"
+        parts.append(
+            function(
+                f"{names.schema}.{what}_{table.number}",
+                f"{VARIABLES_FIRST}{_DECLARED}BEGIN\n{body}RETURN changed;\nEND",
+                arguments="(restored bigint[])",
+                returns="bigint",
+                definer=False,
+                settings=planning(table),
+            )
         )
-        if not table.key and what == "delete":
-            text = declared + body + "RETURN cardinality(gone);\nEND"
-        suffix = "" if what == "clear_way" else "_back"
-        name = f"{names.schema}.{what}{suffix}_{table.number}"
-        parts.append(function(name, text, returns="bigint", definer=False, settings=planning(table)))
     parts.append(_would_cascade(names, table, found))
     return "".join(parts)
 
 
+_DECLARED = "DECLARE\n  changed bigint := 0;\n  copies bigint[];\n  gone bigint[];\n  gone_copies bigint[];\n"
+_COUNT = "GET DIAGNOSTICS changed = ROW_COUNT;\n"
+
+
 def _wanted(names: CaptureNames, table: CapturedTable) -> str:
-    """Return the query of all keys in the log and the entry with the image that belongs there, or NULL."""
+    """Return the query of all keys in the log: the entry that belongs there or NULL, and whether a row is there."""
     key = ", ".join(column.kept for column in table.key_columns())
     if table.mode == "keys":
         return (
-            f"SELECT {key}, CASE WHEN surplus + (EXISTS (SELECT FROM {table.only} x WHERE"
-            f" {match(table, 'x', 'net')}))::int > 0 THEN first END AS wanted\n"
-            f"FROM (SELECT {key}, sum(CASE op WHEN '-' THEN 1 WHEN '+' THEN -1 ELSE 0 END) AS surplus,\n"
-            f"             min(seq) FILTER (WHERE op <> '+') AS first\n"
-            f"      FROM {names.log(table)} GROUP BY {key}) net"
+            f"SELECT {key}, CASE WHEN surplus + is_there::int > 0 THEN first END AS wanted, is_there\n"
+            f"FROM (SELECT net.*, EXISTS (SELECT FROM {table.only} x WHERE {match(table, 'x', 'net')}) AS is_there\n"
+            f"      FROM (SELECT {key}, sum(CASE op WHEN '-' THEN 1 WHEN '+' THEN -1 ELSE 0 END) AS surplus,\n"
+            f"                   min(seq) FILTER (WHERE op <> '+') AS first\n"
+            f"            FROM {names.log(table)} GROUP BY {key}) net OFFSET 0) both_sides"
         )
     return (
-        f"SELECT {key}, max(any_seq) FILTER (WHERE surplus > 0) AS wanted\n"
+        f"SELECT {key}, max(any_seq) FILTER (WHERE surplus > 0) AS wanted, bool_or(surplus < 0) AS is_there\n"
         f"FROM (SELECT {key}, min(seq) AS any_seq, sum(CASE op WHEN '-' THEN 1 ELSE -1 END) AS surplus\n"
         f"      FROM {names.log(table)} GROUP BY {key}, {image(table)}) net\n"
         f"WHERE surplus <> 0 GROUP BY {key}"
     )
 
 
-def _sequence_numbers(names: CaptureNames, table: CapturedTable) -> str:
-    return f"restored := ARRAY(SELECT wanted FROM ({_wanted(names, table)}) w WHERE wanted IS NOT NULL);\n"
+def _wanted_function(names: CaptureNames, table: CapturedTable) -> str:
+    query = (
+        "SELECT array_agg(wanted) FILTER (WHERE wanted IS NOT NULL),\n"
+        "  coalesce(bool_or(wanted IS NULL AND is_there), false),\n"
+        "  coalesce(bool_or(wanted IS NOT NULL AND is_there), false),\n"
+        "  coalesce(bool_or(wanted IS NOT NULL AND NOT is_there), false)\n"
+        f"INTO restored, unwanted, present, missing FROM ({_wanted(names, table)}) w;\n"
+        if table.key
+        else "unwanted := true; present := false; missing := true;\n"
+    )
+    name = f"{names.schema}.wanted_{table.number}"
+    outputs = "(OUT restored bigint[], OUT unwanted boolean, OUT present boolean, OUT missing boolean)"
+    body = f"{VARIABLES_FIRST}BEGIN\n{query}END"
+    return (
+        f"CREATE FUNCTION {name}{outputs} LANGUAGE plpgsql {planning(table)}\n"
+        f"AS {literal(body)};\n"
+        f"REVOKE ALL ON FUNCTION {name}() FROM PUBLIC;\n"
+    )
+
+
+def _differs(table: CapturedTable) -> str:
+    return (
+        f"{among('u.seq', 'restored')} AND {match(table, 't', 'u')}\n"
+        f"  AND {image(table, row='t')} <> {image(table, kept='u')}"
+    )
 
 
 def _update(names: CaptureNames, table: CapturedTable) -> str:
@@ -173,30 +195,16 @@ def _update(names: CaptureNames, table: CapturedTable) -> str:
     if not changeable:
         return ""
     values = ", ".join(f"{column.identifier} = u.{column.kept}{column.cast}" for column in changeable)
-    return (
-        _sequence_numbers(names, table) + f"UPDATE {table.only} t SET {values} FROM {names.log(table)} u\n"
-        f"WHERE {among('u.seq', 'restored')} AND {match(table, 't', 'u')}\n"
-        f"  AND {image(table, row='t')} <> {image(table, kept='u')};\n"
-    )
-
-
-def _clear_way(names: CaptureNames, table: CapturedTable) -> str:
-    """Delete rows that differ, where changing them one by one meets a unique value of the next."""
-    return (
-        _sequence_numbers(names, table) + f"DELETE FROM {table.only} t USING {names.log(table)} u\n"
-        f"WHERE {among('u.seq', 'restored')} AND {match(table, 't', 'u')}\n"
-        f"  AND {image(table, row='t')} <> {image(table, kept='u')};\n"
-    )
+    return f"UPDATE {table.only} t SET {values} FROM {names.log(table)} u\nWHERE {_differs(table)};\n{_COUNT}"
 
 
 def _insert_missing(names: CaptureNames, table: CapturedTable) -> str:
     columns = ", ".join(column.identifier for column in table.columns)
     values = ", ".join(f"u.{column.kept}{column.cast}" for column in table.columns)
     return (
-        _sequence_numbers(names, table)
-        + f"INSERT INTO {table.identifier} ({columns}) OVERRIDING SYSTEM VALUE\n"
+        f"INSERT INTO {table.identifier} ({columns}) OVERRIDING SYSTEM VALUE\n"
         f"SELECT {values} FROM {names.log(table)} u WHERE {among('u.seq', 'restored')}\n"
-        f"  AND NOT EXISTS (SELECT FROM {table.only} x WHERE {match(table, 'x', 'u')});\n"
+        f"  AND NOT EXISTS (SELECT FROM {table.only} x WHERE {match(table, 'x', 'u')});\n{_COUNT}"
     )
 
 
@@ -207,6 +215,7 @@ def _insert_copies(names: CaptureNames, table: CapturedTable) -> str:
     return (
         f"INSERT INTO {table.identifier} {into}\nSELECT {values} FROM {names.log(table)} u\n"
         "JOIN unnest(restored, copies) r(seq, copies) ON u.seq = r.seq CROSS JOIN generate_series(1, r.copies);\n"
+        f"{_COUNT}"
     )
 
 

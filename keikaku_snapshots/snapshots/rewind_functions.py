@@ -111,11 +111,18 @@ def _owner(names: CaptureNames, parents_first: Sequence[CapturedTable], found: C
     noisy = {one.table_oid for one in found if one.in_origin and "ALTER CONSTRAINT" not in one.off}
     children_first = list(reversed(parents_first))
     loud = [table for table in parents_first if table.oid in noisy]
+    look = "  SELECT * INTO wanted_{number} FROM {schema}.wanted_{number}(); tables := tables + 1;\n"
     delete = (
-        "  IF {schema}.would_cascade_{number}() THEN " + give_up + " END IF;\n"
-        "  rows := rows + {schema}.delete_back_{number}(); tables := tables + 1;\n"
+        look + "  IF wanted_{number}.unwanted THEN\n"
+        "    IF {schema}.would_cascade_{number}() THEN " + give_up + " END IF;\n"
+        "    rows := rows + {schema}.delete_back_{number}(NULL);\n  END IF;\n"
     )
-    back = "  rows := rows + {schema}.update_back_{number}();\n  rows := rows + {schema}.insert_back_{number}();\n"
+    back = (
+        "  IF wanted_{number}.present THEN\n"
+        "    rows := rows + {schema}.update_back_{number}(wanted_{number}.restored);\n  END IF;\n"
+        "  IF wanted_{number}.missing THEN\n"
+        "    rows := rows + {schema}.insert_back_{number}(wanted_{number}.restored);\n  END IF;\n"
+    )
     work = (
         _QUIET
         + _for_each(names, loud, f"  {give_up}\n")
@@ -123,7 +130,8 @@ def _owner(names: CaptureNames, parents_first: Sequence[CapturedTable], found: C
         + _for_each(names, parents_first, back)
         + _for_each(names, parents_first, "{clear}")
     )
-    return _main(names, "owner", "", work)
+    declarations = "".join(f"  wanted_{table.number} record;\n" for table in parents_first)
+    return _main(names, "owner", declarations, work)
 
 
 def _suspended(names: CaptureNames, parents_first: Sequence[CapturedTable]) -> str:
@@ -131,17 +139,19 @@ def _suspended(names: CaptureNames, parents_first: Sequence[CapturedTable]) -> s
     schema = names.schema
     children_first = list(reversed(parents_first))
     # Deleting first frees unique values; RESTRICT needs the references gone before; a swap needs room.
-    delete = "{schema}.delete_back_{number}()"
-    update = "{schema}.update_back_{number}()"
+    delete = "{schema}.delete_back_{number}(NULL)"
+    update = "{schema}.update_back_{number}(wanted_{number})"
     step = (
-        "  BEGIN\n"
+        "  SELECT restored INTO wanted_{number} FROM {schema}.wanted_{number}();\n  BEGIN\n"
         f"    step := {delete}; step := step + {update};\n"
         "  EXCEPTION WHEN foreign_key_violation OR restrict_violation THEN\n"
         f"    step := {update}; step := step + {delete};\n"
         "  WHEN unique_violation OR exclusion_violation THEN\n"
-        f"    step := {delete}; step := step + {{schema}}.clear_way_{{number}}();\n"
+        f"    step := {delete}; step := step + {{schema}}.clear_way_{{number}}(wanted_{{number}});\n"
         "  END;\n  changed := changed + step;\n"
     )
+    # Capture is on: a table that a cascade has only just reached has a log now, and nothing wanted yet.
+    insert = "  changed := changed + {schema}.insert_back_{number}(wanted_{number});\n"
     touch = _for_each(names, parents_first, "  touched := touched || {oid}::oid;\n")
     work = (
         touch + "IF cardinality(touched) > 0 THEN\n"
@@ -150,7 +160,7 @@ def _suspended(names: CaptureNames, parents_first: Sequence[CapturedTable]) -> s
         "SET CONSTRAINTS ALL DEFERRED;\n"
         f"FOR round IN 1..{_ROUNDS} LOOP\nchanged := 0;\n"
         + _for_each(names, children_first, step)
-        + _for_each(names, parents_first, "  changed := changed + {schema}.insert_back_{number}();\n")
+        + _for_each(names, parents_first, insert)
         + "rows := greatest(rows, changed);\nEXIT WHEN changed = 0;\nEND LOOP;\n"
         "IF changed > 0 THEN\n"
         f"  RAISE EXCEPTION 'rows still change' USING ERRCODE = {literal(RESTLESS_STATE)};\nEND IF;\n"
@@ -159,7 +169,13 @@ def _suspended(names: CaptureNames, parents_first: Sequence[CapturedTable]) -> s
         + _for_each(names, parents_first, "{clear}")
         + "END IF;\n"
     )
-    return _main(names, "suspended", "  changed bigint := 0; step bigint := 0;\n", work)
+    return _main(
+        names,
+        "suspended",
+        "  changed bigint := 0; step bigint := 0;\n"
+        + "".join(f"  wanted_{table.number} bigint[];\n" for table in parents_first),
+        work,
+    )
 
 
 def sequence_functions(names: CaptureNames, sequences: Sequence[tuple[int, str]]) -> str:
