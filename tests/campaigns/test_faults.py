@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import subprocess
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 
 from keikaku_snapshots.errors import KeikakuError
@@ -203,7 +205,7 @@ def test_rounds_of_faults_lose_nothing_that_was_listed(world: World, campaign: C
         one = Round(world, random.Random(campaign.dice(number)))
         try:
             _play(one, measures, campaign.outcomes)
-        except (AssertionError, KeikakuError) as error:
+        except (AssertionError, KeikakuError, psycopg.Error, OSError, subprocess.SubprocessError) as error:
             story = "\n  ".join(one.story)
             failed.append(f"{campaign.said(number)}:\n  {story}\n{error}")
     assert not failed, "\n\n".join(failed)

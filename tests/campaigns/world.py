@@ -157,6 +157,9 @@ class World:
     def state(self) -> str:
         """State of the database now, once what was begun has ended."""
         self.wait_for_quiet()
+        with self.server.admin() as connection:
+            found = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone()
+        assert found is not None, "the database is gone"
         return bookstore.state(self.server, self.url)
 
     def unknown_files(self) -> list[str]:
