@@ -6,10 +6,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from datetime import date
 
     from keikaku_snapshots.config import Settings
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from keikaku_snapshots.progress import ProgressCallback
     from keikaku_snapshots.snapshots.manager import SnapshotManager
     from keikaku_snapshots.snapshots.manifest import Snapshot
+
+log = logging.getLogger("keikaku_snapshots.generate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,7 @@ def generate_snapshot(
     compression: str | None = None,
     level: int | None = None,
     jobs: int = 1,
+    lock_wait_s: float = 0.0,
     progress: ProgressCallback | None = None,
 ) -> GeneratedSnapshot:
     """Generate a dataset into a database and make a snapshot of it.
@@ -102,12 +108,14 @@ def generate_snapshot(
         compression: ``gzip`` or ``zstd``, for ``plain``; None.
         level: Level of it, or of an archive's own compression; the default if None.
         jobs: Tables that ``directory`` dumps at once.
+        lock_wait_s: Seconds to wait for another process that works on the database.
         progress: Called as the work goes on.
 
     Returns:
         What was generated, the snapshot, what was deleted.
 
     Raises:
+        LockBusyError: Another process generates into, refreshes or restores this database.
         InvalidNameError: No snapshot can have this name; nothing was touched.
         UsageError: No snapshot can have this format, compression or level; nothing was touched.
     """
@@ -118,35 +126,57 @@ def generate_snapshot(
     # Before the database is touched: what no snapshot can have is found too late afterwards.
     check_create(format, compression, level, "database", jobs, clean=False)
     snapshot_name = check_name(name or dataset.snapshot_name(scale))
-    generated = generate(
-        dataset,
-        scale,
-        url,
-        seed=seed,
-        reference_date=reference_date,
-        batch_size=settings.generate.batch_size if batch_size is None else batch_size,
-        create_tables=create_tables,
-        retry=retry_policy(settings),
-        timeouts=_timeouts(settings),
-        memory_limit_mb=settings.generate.memory_limit_mb if memory_limit_mb is None else memory_limit_mb,
-        allow_protected=allow_protected,
-        protected_words=settings.protected_words,
-        allowed_databases=settings.allowed_databases,
-        progress=progress,
-    )
-    snapshot = manager.create_snapshot(
-        snapshot_name,
-        description=f"{dataset.name} {scale.name}: {scale.units:,} {dataset.unit}, seed {seed}",
-        format=format,
-        compression=compression,
-        level=level,
-        jobs=jobs,
-        metadata=_metadata(dataset, scale, generated),
-        progress=progress,
-    )
+    # Another run between the two would put its rows under our name.
+    with _alone(url, lock_wait_s, retry_policy(settings)):
+        generated = generate(
+            dataset,
+            scale,
+            url,
+            seed=seed,
+            reference_date=reference_date,
+            batch_size=settings.generate.batch_size if batch_size is None else batch_size,
+            create_tables=create_tables,
+            retry=retry_policy(settings),
+            timeouts=_timeouts(settings),
+            memory_limit_mb=settings.generate.memory_limit_mb if memory_limit_mb is None else memory_limit_mb,
+            allow_protected=allow_protected,
+            protected_words=settings.protected_words,
+            allowed_databases=settings.allowed_databases,
+            progress=progress,
+        )
+        snapshot = manager.create_snapshot(
+            snapshot_name,
+            description=f"{dataset.name} {scale.name}: {scale.units:,} {dataset.unit}, seed {seed}",
+            format=format,
+            compression=compression,
+            level=level,
+            jobs=jobs,
+            metadata=_metadata(dataset, scale, generated),
+            progress=progress,
+        )
     wanted = settings.generate.keep if keep is None else keep
     deleted = manager.delete_old_snapshots(snapshot_name, keep_count=wanted) if wanted else []
     return GeneratedSnapshot(generated, snapshot, tuple(deleted))
+
+
+@contextlib.contextmanager
+def _alone(url: DatabaseURL, wait_s: float, policy: RetryPolicy) -> Iterator[None]:
+    """Hold the lock of the database; a role that cannot take it is told, and works without."""
+    from keikaku_snapshots.errors import AccessDeniedError, ConnectError
+    from keikaku_snapshots.postgres.connect import retrying
+    from keikaku_snapshots.postgres.locks import target_lock
+
+    with contextlib.ExitStack() as stack:
+        try:
+            retrying(policy)(lambda: stack.enter_context(target_lock(url, wait_s, "generate")))
+        except (AccessDeniedError, ConnectError) as error:
+            if "maintenance database" not in error.what:
+                raise
+            log.warning(
+                "working without the lock of the database, so another run may change it meanwhile: %s",
+                error.what,
+            )
+        yield
 
 
 def retry_policy(settings: Settings) -> RetryPolicy:

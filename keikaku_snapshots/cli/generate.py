@@ -74,9 +74,21 @@ def _complete_scale(_context: click.Context, _parameter: click.Parameter, incomp
 )
 @packing_options
 @click.option("--allow-protected", is_flag=True, help="Work on a database that looks like production.")
+@click.option(
+    "--lock-wait",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Wait for another process that works on the database.  [default: 0]",
+)
 @pass_session
 def generate(
-    session: Session, *, scale: str, dataset: str, reference_date: datetime | None, **options: Any
+    session: Session,
+    *,
+    scale: str,
+    dataset: str,
+    reference_date: datetime | None,
+    lock_wait: float | None,
+    **options: Any,
 ) -> None:
     """Generate a dataset and snapshot it.
 
@@ -91,7 +103,7 @@ def generate(
     packing = take_packing(session.settings, options, options["format_"])
     day: date | None = reference_date.date() if reference_date else None
     with (
-        session.manager(allow_protected=options["allow_protected"]) as manager,
+        session.manager(allow_protected=options["allow_protected"], lock_wait_s=lock_wait) as manager,
         session.output.progress() as show,
     ):
         result = generate_snapshot(
@@ -103,6 +115,7 @@ def generate(
             reference_date=day,
             memory_limit_mb=options.pop("memory_limit"),
             format=options.pop("format_"),
+            lock_wait_s=session.settings.lock_wait_s if lock_wait is None else lock_wait,
             progress=show,
             **packing,
             **options,

@@ -162,28 +162,25 @@ def _generate(
     name: str,
     progress: ProgressCallback | None,
 ) -> tuple[Generated, Snapshot]:
-    from keikaku_snapshots.postgres.databases import target_lock
-
     # What `generate` keeps would be deleted before the new one was read back.
     settings = dataclasses.replace(settings, generate=dataclasses.replace(settings.generate, keep=None))
-    # Another refresh or restore between generating and dumping would put its rows under our name.
-    with target_lock(manager.url, options.lock_wait_s, "refresh"):
-        result = generate_snapshot(
-            manager,
-            manager.url,
-            *chosen,
-            settings=settings,
-            seed=options.seed,
-            reference_date=options.reference_date,
-            allow_protected=options.allow_protected,
-            name=name,
-            format=options.format,
-            compression=options.compression,
-            level=options.level,
-            jobs=options.jobs,
-            progress=progress,
-            **options.generate,
-        )
+    result = generate_snapshot(
+        manager,
+        manager.url,
+        *chosen,
+        settings=settings,
+        seed=options.seed,
+        reference_date=options.reference_date,
+        allow_protected=options.allow_protected,
+        name=name,
+        format=options.format,
+        compression=options.compression,
+        level=options.level,
+        jobs=options.jobs,
+        lock_wait_s=options.lock_wait_s,
+        progress=progress,
+        **options.generate,
+    )
     return result.generated, result.snapshot
 
 

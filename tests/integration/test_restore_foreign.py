@@ -220,7 +220,7 @@ def test_an_archive_that_was_unpacked_half_is_not_restored(
 
 
 def test_a_trusted_file_can_be_tried_without_changing_anything(small: SnapshotManager) -> None:
-    """`restore --dry-run --trust`: what the restore would find is found, and what is unknown is said to be."""
+    """`restore --dry-run --trust`: what the restore would find before it touches anything is found."""
     path = by_hand(small, {})
     with pytest.raises(SnapshotCorruptError, match=r"no usable manifest|cannot be read"):
         small.verify_snapshot("hand")
