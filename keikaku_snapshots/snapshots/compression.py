@@ -279,4 +279,5 @@ def _zstandard() -> Any:
             "zstd files need the library zstandard, which is not installed",
             found=str(error),
             hint=f"Install it: {_INSTALL}. Or make snapshots with gzip, which needs nothing.",
+            hint_ja=f"{_INSTALL} で導入するか、追加導入の要らない gzip をお使いください。",
         ) from error

@@ -64,10 +64,11 @@ class WholeFile:
         check_shape(self._stage.fileno(), self._format, name)
         if self._follower is not None:
             return PackedHash(self._follower.finish(), None)
-        file = hash_descriptor(self._stage.fileno())
-        if self._format == "custom":
-            check_archive(self._tools, self._stage.fileno(), name)
-        return PackedHash(file, None)
+        descriptor = self._stage.fileno()
+        with ThreadPoolExecutor(1, "keikaku-hash") as beside:
+            hashed = beside.submit(hash_descriptor, descriptor)
+            check_archive(self._tools, descriptor, name)
+            return PackedHash(hashed.result(), None)
 
 
 class PartFiles(WholeFile):
