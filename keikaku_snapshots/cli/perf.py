@@ -65,6 +65,7 @@ def perf() -> None:
     help="The day that dates hang on.  [default: today]",
 )
 @click.option("--allow-protected", is_flag=True, help="Work on a database that looks like production.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
 @pass_session
 def run(
     session: Session,
@@ -76,13 +77,15 @@ def run(
     seed: int,
     reference_date: datetime | None,
     allow_protected: bool,
+    yes: bool,
 ) -> int:
     """Measure generation, snapshot, restore and the deadline notification.
 
     Works in the database itself: its test rows (is_test_data) are replaced by
-    generated ones, all other rows stay. PERFORMANCE_TEST_DATABASE_URL and
-    TEST_DATABASE_URL come before KEIKAKU_DB_URL here. Writes a page for people
-    and JSON for `keikaku perf compare`. Exit code 1 when a limit is broken.
+    generated ones, all other rows stay; what others write meanwhile is lost by
+    the restores. PERFORMANCE_TEST_DATABASE_URL and TEST_DATABASE_URL come
+    before KEIKAKU_DB_URL here. Writes a page for people and JSON for
+    `keikaku perf compare`. Exit code 1 when a limit is broken.
     """
     from keikaku_snapshots.perf.files import check_report_name, write_report
     from keikaku_snapshots.perf.runs import run_performance_tests
@@ -90,9 +93,12 @@ def run(
     if name is not None:
         check_report_name(name)
     options = _manager_options(session)
+    url = _database(session)
+    if session.output.on_terminal and not yes:
+        _ask(session.output, url, options, allow_protected=allow_protected)
     with session.output.progress() as show:
         report = run_performance_tests(
-            _database(session),
+            url,
             scale=scale,
             runs=runs,
             seed=seed,
@@ -175,6 +181,22 @@ def _database(session: Session) -> DatabaseURL:
         return url
     session.require_database()
     return session.url
+
+
+def _ask(output: Output, url: DatabaseURL, options: dict[str, Any], *, allow_protected: bool) -> None:
+    from keikaku_snapshots.snapshots.guards import check_protected
+
+    check_protected(
+        url,
+        allow_protected=allow_protected,
+        protected_words=options["protected_words"],
+        allowed_databases=options["allowed_databases"],
+    )
+    output.raw(f"  database  {url.location}")
+    output.raw(
+        "  replaces  its test rows, and restores it several times: what others write meanwhile is lost"
+    )
+    output.confirm("Measure there?")
 
 
 def _manager_options(session: Session) -> dict[str, Any]:

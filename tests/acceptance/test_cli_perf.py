@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from keikaku_snapshots.cli import keikaku
+from keikaku_snapshots.cli.output import Declined, Output
 from keikaku_snapshots.cli.run import run
 
 if TYPE_CHECKING:
@@ -110,13 +111,13 @@ def test_a_broken_limit_or_a_failed_step_is_1(
     type_: Run, database: DatabaseURL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The report is written all the same, and --json holds it."""
+    from keikaku_snapshots import SnapshotManager
     from keikaku_snapshots.errors import OperationTimeoutError
-    from keikaku_snapshots.perf import runs
 
     def fail(*_: Any, **__: Any) -> None:
         raise OperationTimeoutError("the server cancelled the statement")
 
-    monkeypatch.setattr(runs.SnapshotManager, "restore_snapshot", fail)
+    monkeypatch.setattr(SnapshotManager, "restore_snapshot", fail)
 
     code, out, _ = type_("perf", "run", "--runs", "1", "--json", "--db-url", database.text)
 
@@ -154,3 +155,26 @@ def test_the_variable_of_the_scale_is_checked(
 
     assert code == 2
     assert "known scales: small, medium, large" in err
+
+
+def test_on_a_terminal_it_asks_first(
+    type_: Run, database: DatabaseURL, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The database is named and what is lost is said; no is no, and --yes skips the question."""
+    asked: list[str] = []
+
+    def confirm(_: Output, question: str) -> None:
+        asked.append(question)
+        raise Declined
+
+    monkeypatch.setattr(Output, "on_terminal", property(lambda _: True))
+    monkeypatch.setattr(Output, "confirm", confirm)
+
+    code, _, err = type_("perf", "run", "--runs", "1", "--db-url", database.text)
+
+    assert code == 130
+    assert asked == ["Measure there?"]
+    assert database.location in err
+    assert "what others write meanwhile is lost" in err
+    assert list(tmp_path.iterdir()) == []
+    assert type_("perf", "run", "--runs", "1", "--yes", "--db-url", database.text)[0] == 0

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 import pytest
 
-from keikaku_snapshots.datasets import Timeouts
+from keikaku_snapshots import SnapshotManager
+from keikaku_snapshots.datasets import Timeouts, generate
 from keikaku_snapshots.errors import (
     AccessDeniedError,
     ConnectError,
@@ -19,8 +20,10 @@ from keikaku_snapshots.errors import (
     UnknownScaleError,
 )
 from keikaku_snapshots.perf import run_performance_tests, runs
+from keikaku_snapshots.perf.environment import describe_environment
 from keikaku_snapshots.perf.findings import findings
 from keikaku_snapshots.perf.floors import floors
+from keikaku_snapshots.perf.report import Measurement
 from keikaku_snapshots.snapshots.lock import FileLock
 
 if TYPE_CHECKING:
@@ -37,6 +40,16 @@ DAY = date(2026, 4, 1)
 def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PERFORMANCE_TEST_DATABASE_URL", "TEST_DATABASE_URL", "PERF_TEST_SCALE"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def _nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steps take a second; what is around them is tested without."""
+    monkeypatch.setattr(runs._ScaleRun, "measure", lambda self: [_measurement(self.scale.name)])
+
+
+def _measurement(scale: str) -> Measurement:
+    return Measurement(step="generate", scale=scale, units=10, rows=4_211, seconds=(0.1,))
 
 
 def count(url: DatabaseURL, table: str, where: str = "true") -> int:
@@ -76,6 +89,7 @@ def test_every_step_is_measured_and_rows_of_ones_own_stay(database: DatabaseURL,
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".keikaku-perf.lock"]
 
 
+@pytest.mark.usefixtures("_nothing_is_measured")
 def test_the_environment_names_no_place_and_no_person(database: DatabaseURL) -> None:
     """A report can be shared: versions, machine, settings; no host, role, database or password."""
     report = run_performance_tests(database, scale="small", runs=1)
@@ -88,6 +102,7 @@ def test_the_environment_names_no_place_and_no_person(database: DatabaseURL) -> 
         assert secret is None or secret not in text
 
 
+@pytest.mark.usefixtures("_nothing_is_measured")
 def test_scale_and_database_come_from_the_environment(
     database: DatabaseURL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,9 +111,9 @@ def test_scale_and_database_come_from_the_environment(
     monkeypatch.setenv("PERF_TEST_SCALE", "tiny")
     with pytest.raises(UnknownScaleError):
         run_performance_tests(runs=1)
-    monkeypatch.setenv("PERF_TEST_SCALE", "small")
+    monkeypatch.setenv("PERF_TEST_SCALE", "medium")
 
-    assert run_performance_tests(runs=1).scales == ("small",)
+    assert run_performance_tests(runs=1).scales == ("small", "medium")
 
 
 def test_a_database_that_looks_like_production_is_not_touched(database: DatabaseURL, tmp_path: Path) -> None:
@@ -129,6 +144,7 @@ def test_a_place_that_cannot_be_written_is_found_before_anything_is_measured(
     assert count(database, "pg_class", "relname = 'offices'") == 0
 
 
+@pytest.mark.usefixtures("_nothing_is_measured")
 def test_two_runs_in_one_directory_do_not_mix(database: DatabaseURL, tmp_path: Path) -> None:
     """The second is refused at once; what a killed run left is no obstacle and is removed."""
     leftover = tmp_path / ".keikaku-perf" / "old.sql"
@@ -154,7 +170,7 @@ def test_a_step_that_fails_is_in_the_report(
         raise DiskFullError(f"no room at {database.text}")
 
     if step == "restore":
-        monkeypatch.setattr(runs.SnapshotManager, "restore_snapshot", fail)
+        monkeypatch.setattr(SnapshotManager, "restore_snapshot", fail)
     else:
         monkeypatch.setattr(
             runs, {"generate": "generate", "workload": "send_deadline_alert_emails"}[step], fail
@@ -182,8 +198,8 @@ def test_what_takes_too_long_breaks_the_promise_about_timeouts(
     database: DatabaseURL, monkeypatch: pytest.MonkeyPatch, limits: Timeouts
 ) -> None:
     """C6, no database timeout error: a statement or a wait for a lock that the server ends is seen."""
-    run_performance_tests(database, scale="small", runs=1)
-    monkeypatch.setattr(runs, "generate", partial(runs.generate, timeouts=limits))
+    generate("keikaku", "small", database, create_tables=True)
+    monkeypatch.setattr(runs, "generate", partial(generate, timeouts=limits))
     with psycopg.connect(database.text) as other:
         other.execute("LOCK TABLE staffs")
         report = run_performance_tests(database, scale="small", runs=1)
@@ -197,7 +213,6 @@ def test_a_killed_session_is_a_failure_and_no_slow_run(
     server: Server, database: DatabaseURL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection that is lost is in the report at once: a retry would be measured as a slow run."""
-    original = runs.generate
     calls = 0
 
     def cut(*arguments: Any, **options: Any) -> Any:
@@ -205,7 +220,7 @@ def test_a_killed_session_is_a_failure_and_no_slow_run(
         calls += 1
         if calls == 2:
             options["progress"] = lambda _: _end_sessions(database)
-        return original(*arguments, **options)
+        return generate(*arguments, **options)
 
     monkeypatch.setattr(runs, "generate", cut)
     report = run_performance_tests(database, scale="small", runs=3)
@@ -222,14 +237,13 @@ def _end_sessions(url: DatabaseURL) -> None:
         )
 
 
-@pytest.mark.skipif(os.cpu_count() is None, reason="the number of cores is unknown")
 def test_cores_are_those_that_this_process_may_use(database: DatabaseURL) -> None:
     """A container with one core of many says one."""
     mine = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(mine)})
     try:
-        report = run_performance_tests(database, scale="small", runs=1)
+        facts = describe_environment(database)
     finally:
         os.sched_setaffinity(0, mine)
 
-    assert report.environment["cores"] == 1
+    assert facts["cores"] == 1
