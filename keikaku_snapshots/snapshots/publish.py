@@ -142,15 +142,12 @@ def finish_replacement(directory: SnapshotDirectory, manifest: Manifest) -> None
     files = directory.files
     data = directory.path / canonical_name(manifest)
     interim = directory.path / manifest.data_file
-    doomed = None
     if lstat(interim):
         if manifest.format == "directory" and lstat(data):
             # A directory cannot be renamed over another one; the manifest names the interim one so long.
-            doomed = _doom(directory, data)
+            remove_data(directory, data)
         files.replace(interim, data)
     rewrite_manifest(directory, replace(manifest, data_file=data.name))
-    if doomed is not None:
-        remove_data_quietly(directory, doomed)
 
 
 def rewrite_manifest(directory: SnapshotDirectory, manifest: Manifest) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from keikaku_snapshots.errors import SnapshotCorruptError
+from keikaku_snapshots.errors import CreateFailedError, SnapshotCorruptError
 from keikaku_snapshots.snapshots.files import FileSystem
 from keikaku_snapshots.snapshots.store import SnapshotStore
 from tests.snapshot_files import NOW, write_parts
@@ -205,6 +205,24 @@ class TestSharing:
         assert second.shared_bytes == 0
         assert (second.path / "3005.dat.gz").read_text() == OFFICES
         check(store, second)
+
+    def test_a_link_that_cannot_be_taken_back_is_not_published(self, store: SnapshotStore) -> None:
+        """The directory is looked at again after sharing: nothing in it is foreign."""
+        first = write_parts(store, PARTS)
+
+        class Stuck(FileSystem):
+            def before(self, operation: str, path: Path) -> None:
+                if operation == "link" and path.name == ".link":
+                    (first.path / "3001.dat.gz").rename(store.directory / "away")
+                    (first.path / "3001.dat.gz").write_text("x" * 5000)
+                if operation == "unlink" and path.name == ".link":
+                    raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+        with pytest.raises(CreateFailedError, match="changed after it was checked"):
+            write_parts(store_at(store.directory, Stuck()), LATER)
+        assert len(store.list()) == 1
+        assert [path.name for path in store.sweep()] != []
+        assert not list(store.directory.glob(".*.tmp"))
 
     def test_a_snapshot_deleted_while_it_is_compared_is_no_error(self, store: SnapshotStore) -> None:
         """A prune of another process goes on; the part is a file of its own."""

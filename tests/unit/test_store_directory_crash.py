@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, TypeAlias
@@ -65,18 +66,31 @@ def valid(store: SnapshotStore) -> dict[str, Content]:
     return found
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with two versions that share a part."""
+    path = tmp_path_factory.mktemp("template") / "snapshots"
+    write_parts(store_at(path), ONE, FIRST)
+    assert write_parts(store_at(path), TWO, SECOND).shared_bytes == len("same")
+    return path
+
+
 @pytest.fixture
-def directories(tmp_path: Path) -> Callable[[], Path]:
-    """Give a new directory with two versions that share a part at each call."""
+def directories(tmp_path: Path, template: Path) -> Callable[[], Path]:
+    """Give a new copy of the template at each call, hard links kept."""
     numbers = count()
+    return lambda: copied(template, tmp_path / f"snapshots{next(numbers)}")
 
-    def make() -> Path:
-        path = tmp_path / f"snapshots{next(numbers)}"
-        write_parts(store_at(path), ONE, FIRST)
-        assert write_parts(store_at(path), TWO, SECOND).shared_bytes == len("same")
-        return path
 
-    return make
+def copied(source: Path, target: Path) -> Path:
+    """Copy a directory of snapshots; one file under two names stays one."""
+    seen: dict[int, str] = {}
+
+    def copy(one: str, other: str) -> str:
+        first = seen.setdefault(os.lstat(one).st_ino, other)
+        return shutil.copy2(one, other) if first == other else os.link(first, other) or other
+
+    return shutil.copytree(source, target, symlinks=True, copy_function=copy)
 
 
 def do_in(name: str, path: Path, files: FileSystem) -> None:
@@ -106,10 +120,9 @@ def assert_whole(path: Path, name: str) -> None:
     files = {item.path.name for item in store.list()}
     left = {item.name for item in path.iterdir()}
     assert left == {*files, *(f"{one}.manifest.json" for one in files), "app_latest.dir", ".locks"}
-    made = write_parts(store, {"toc.dat": "next", "9.dat": "same"})
+    made = write_parts(store, {"9.dat": "same"})
     assert store.find("app") == made
     assert made.shared_bytes == len("same")
-    assert valid(store) == {**now, made.version: {"toc.dat": "next", "9.dat": "same"}}
 
 
 @pytest.mark.parametrize("name", WORKS)
@@ -128,9 +141,13 @@ def test_killed_at_any_operation_leaves_only_whole_directories(
 
 
 @pytest.mark.parametrize(
-    ("how", "for_good"), [("error", False), ("error", True), ("full", True), ("interrupt", False)]
+    ("name", "how", "for_good"),
+    [
+        *[(name, "error", False) for name in WORKS],
+        *[(name, "full", True) for name in ("publish", "overwrite", "delete")],
+        *[(name, "interrupt", False) for name in ("publish", "overwrite")],
+    ],
 )
-@pytest.mark.parametrize("name", WORKS)
 def test_failing_at_any_operation_leaves_only_whole_directories(
     name: str, how: Mode, for_good: bool, directories: Callable[[], Path]
 ) -> None:
@@ -231,6 +248,35 @@ def test_a_directory_is_renamed_before_its_parts_go(directories: Callable[[], Pa
         ("unlink", ["deleted", "tmp"]),
         ("fsync_directory", [path.name]),
     ]
+
+
+def killed_delete(path: Path, operation: str, kind: str) -> None:
+    """Kill a deletion ahead of an operation on a name of a kind."""
+    copy = copied(path, path.with_name("copy"))
+    done = [(name, target.name) for name, target in operations_of("delete", copy)]
+    shutil.rmtree(copy)
+    at = next(n for n, (name, target) in enumerate(done) if name == operation and target.endswith(kind))
+    assert run_killed(partial(do_in, "delete", path), at)
+
+
+def test_a_deletion_that_was_decided_needs_no_grace(directories: Callable[[], Path]) -> None:
+    """Half removed parts free their room with the next command, not an hour later."""
+    path = directories()
+    killed_delete(path, "unlink", "toc.dat")
+    patient = SnapshotStore(path, grace_s=3600)
+    assert {one.name.split(".")[-2] for one in patient.sweep()} == {"deleted", "doomed"}
+    assert not list(path.glob(".*.tmp"))
+    assert valid(store_at(path)) == {FIRST: ONE}
+
+
+def test_what_somebody_put_into_a_half_deleted_directory_stays(directories: Callable[[], Path]) -> None:
+    """A directory that is no longer what the deleted manifest says is not proven to be ours."""
+    path = directories()
+    killed_delete(path, "replace", "doomed.tmp")
+    (path / f"app_{SECOND}.dir" / "notes").write_text("mine")
+    store_at(path).sweep()
+    assert (path / f"app_{SECOND}.dir" / "notes").read_text() == "mine"
+    assert valid(store_at(path)) == {FIRST: ONE}
 
 
 def test_a_written_or_foreign_directory_is_never_swept(tmp_path: Path) -> None:
