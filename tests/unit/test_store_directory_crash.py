@@ -88,7 +88,10 @@ def copied(source: Path, target: Path) -> Path:
 
     def copy(one: str, other: str) -> str:
         first = seen.setdefault(os.lstat(one).st_ino, other)
-        return shutil.copy2(one, other) if first == other else os.link(first, other) or other
+        if first != other:
+            os.link(first, other)
+            return other
+        return shutil.copy2(one, other)
 
     return shutil.copytree(source, target, symlinks=True, copy_function=copy)
 
