@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import zstandard
 
 from keikaku_snapshots import SnapshotManager
 from keikaku_snapshots.errors import (
@@ -217,7 +218,7 @@ def test_every_type_comes_back_exactly(
         ):  # fmt: skip
             connection.execute(f'ALTER DATABASE "{url.database}" SET {setting}')
     before = _exact(url)
-    for compression in (None, "gzip"):
+    for compression in ("zstd", None, "gzip"):
         with SnapshotManager(url, tmp_path / str(compression), minimum_free_mb=1) as manager:
             made = create(manager, compression=compression)
             manager.verify_snapshot("rows")
@@ -225,7 +226,10 @@ def test_every_type_comes_back_exactly(
                 connection.execute("UPDATE everything SET c0 = NULL; DELETE FROM everything WHERE id > 2")
             manager.restore_snapshot("rows")
         assert _exact(url) == before
-        text = gzip.decompress(made.path.read_bytes()) if compression else made.path.read_bytes()
+        text = made.path.read_bytes()
+        if compression is not None:
+            unpacked = zstandard.ZstdDecompressor().decompressobj()
+            text = gzip.decompress(text) if compression == "gzip" else unpacked.decompress(text)
         document = json.loads(text)
         assert list(document) == ["name", "created_at", "description", "schema_version", "stats", "tables"]
         assert document["stats"] == {"public.everything": depth}
