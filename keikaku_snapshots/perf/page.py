@@ -132,7 +132,7 @@ def _run_table(items: Sequence[Measurement]) -> str:
                 seconds_text(median),
                 seconds_text(min(item.seconds)),
                 seconds_text(max(item.seconds)),
-                seconds_text(median / item.units),
+                seconds_text(item.office_s or 0),
                 str(max(item.queries)) if item.queries else "–",
                 f"{max(item.memory_peak_mb):.0f} MB" if item.memory_peak_mb else "–",
                 escape(item.note) + "".join(f" {escape(failure.message)}" for failure in item.failures),

@@ -73,6 +73,11 @@ class Measurement:
         """Median of the seconds; None when nothing was measured."""
         return statistics.median(self.seconds) if self.seconds else None
 
+    @property
+    def office_s(self) -> float | None:
+        """Median of the seconds for each office; None when nothing was measured."""
+        return None if self.median_s is None else self.median_s / self.units
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PerformanceReport:
@@ -121,7 +126,8 @@ class PerformanceReport:
             "total_s": self.total_s,
             "floors": [dataclasses.asdict(floor) for floor in floors(self)],
             "measurements": [
-                {**dataclasses.asdict(item), "median_s": item.median_s} for item in self.measurements
+                {**dataclasses.asdict(item), "median_s": item.median_s, "office_s": item.office_s}
+                for item in self.measurements
             ],
             "findings": [dataclasses.asdict(finding) for finding in findings(self)],
         }

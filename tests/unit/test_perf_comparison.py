@@ -240,6 +240,7 @@ class TestFiles:
         assert read_report(files.json) == original
         document = json.loads(files.json.read_text(encoding="utf-8"))
         assert {"floors", "findings", "measurements", "environment"} <= set(document)
+        assert document["measurements"][0]["office_s"] == pytest.approx(0.0101)
         assert sorted(path.name for path in files.json.parent.iterdir()) == ["before.html", "before.json"]
 
     @pytest.mark.parametrize(
@@ -261,7 +262,7 @@ class TestFiles:
         file = tmp_path / "x.json"
         document = report(measurement()).to_document()
         for place in (document, document["measurements"][0]):
-            for name in set(place) - {"floors", "findings", "median_s"}:
+            for name in set(place) - {"floors", "findings", "median_s", "office_s"}:
                 for change in ("remove", "wrong"):
                     kept = place.pop(name)
                     if change == "wrong" and name not in {"step", "scale", "note"}:

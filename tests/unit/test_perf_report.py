@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from html.parser import HTMLParser
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
 
-from keikaku_snapshots.errors import AccessDeniedError, InvalidNameError
+from keikaku_snapshots.errors import AccessDeniedError, DiskFullError, InvalidNameError
 from keikaku_snapshots.perf.charts import floors_chart, growth_chart, runs_chart, seconds_text
 from keikaku_snapshots.perf.files import write_report
 from keikaku_snapshots.perf.findings import findings
@@ -17,9 +19,6 @@ from keikaku_snapshots.perf.floors import floors, share_text
 from keikaku_snapshots.perf.page import write_page
 from keikaku_snapshots.perf.report import STEPS, Failure, PerformanceReport
 from tests.unit.test_perf_comparison import BASE, ENVIRONMENT, measurement, report, times
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 UNITS = {"small": (10, 4_211), "medium": (100, 42_101), "large": (500, 210_501)}
 TIMEOUT = Failure("OperationTimeoutError", "the server cancelled the statement", is_timeout=True)
@@ -288,3 +287,27 @@ class TestFiles:
 
         with pytest.raises(AccessDeniedError, match="performance report"):
             write_report(report(), tmp_path / "file" / "reports", "x")
+
+    @pytest.mark.parametrize("full_at", [1, 2])
+    def test_a_full_disk_leaves_no_half_report(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_at: int
+    ) -> None:
+        """No room for the first or the second file: an error of ours, the earlier report stays readable."""
+        files = write_report(report(measurement(), runs=5), tmp_path, "before")
+        before = files.json.read_bytes()
+        original, calls = Path.write_text, 0
+
+        def write(self: Path, text: str, **options: Any) -> int:
+            nonlocal calls
+            calls += 1
+            if calls == full_at:
+                original(self, text[:100], **options)
+                raise OSError(errno.ENOSPC, "No space left on device", str(self))
+            return original(self, text, **options)
+
+        monkeypatch.setattr(Path, "write_text", write)
+        with pytest.raises(DiskFullError, match="no room for the performance report"):
+            write_report(report(measurement(), runs=7), tmp_path, "before")
+
+        assert files.json.read_bytes() == before
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["before.html", "before.json"]
