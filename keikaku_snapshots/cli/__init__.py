@@ -25,7 +25,7 @@ COMMANDS = {
     "restore": ("snapshots", "restore", "Bring a database back to a snapshot, exactly."),
     "list": ("listing", "list_", "List the snapshots, newest first; a damaged one with the reason."),
     "show": ("listing", "show", "Show everything that is known of one snapshot."),
-    "verify": ("listing", "verify", "Check a snapshot's files: size, checksum, completeness."),
+    "verify": ("verify", "verify", "Check snapshots' files: size, checksum, completeness."),
     "diff": ("diff", "diff", "Say how two snapshots, or a snapshot and the database, differ."),
     "delete": ("snapshots", "delete", "Delete one version of a snapshot, all but the newest, or all."),
     "rename": ("labels", "rename", "Give all versions of a snapshot another name."),

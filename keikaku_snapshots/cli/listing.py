@@ -1,4 +1,4 @@
-"""`keikaku list`, `show`, `verify`: look at snapshots; no database is needed."""
+"""`keikaku list` and `show`: look at snapshots; no database is needed."""
 
 from __future__ import annotations
 
@@ -103,27 +103,6 @@ def show(session: Session, name: str, version: str | None) -> None:
         session.output.data("")
         rows = [(table, f"{count:,}") for table, count in counts.items()]
         session.output.table(("TABLE", "ROWS"), rows, right=frozenset({1}))
-
-
-@click.command(
-    "verify",
-    cls=Command,
-    database=False,
-    examples=[
-        ("keikaku verify medium_100_offices", "The newest valid version; exit code 13 when it is damaged."),
-        ("keikaku verify medium_100_offices --version 20250131_031500", "An exact version."),
-    ],
-)
-@click.argument("name", shell_complete=complete_snapshot_name)
-@click.option("--version", metavar="VERSION", help="An exact version.  [default: the newest one]")
-@pass_session
-def verify(session: Session, name: str, version: str | None) -> None:
-    """Check a snapshot's files: size, checksum, completeness."""
-    with session.manager(database=False) as manager:
-        verification = manager.verify_snapshot(name, version)
-    if session.output.as_json:
-        session.output.document(verification)
-    session.output.say(f"{verification.snapshot.name} {verification.snapshot.version} is whole")
 
 
 def _compression(snapshot: Snapshot) -> str | None:

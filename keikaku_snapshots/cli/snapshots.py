@@ -57,9 +57,7 @@ _allow_protected = click.option(
 @click.option(
     "--scope",
     type=click.Choice(["database", "test-data"]),
-    default="database",
-    show_default=True,
-    help="Everything, or only the rows that are test data.",
+    help="Everything, or only the rows that are test data.  [default: database; test-data for json]",
 )
 @click.option(
     "--format",
@@ -81,7 +79,7 @@ def create(
     session: Session,
     *,
     name: str,
-    scope: str,
+    scope: str | None,
     format: str | None,  # noqa: A002 - the option's name
     keep: int | None,
     lock_wait: float | None,
@@ -92,6 +90,7 @@ def create(
     It appears complete with its checksum, or not at all. With --scope
     test-data only the rows that are marked as test data go in, as JSON.
     """
+    scope = scope or ("test-data" if format == "json" else "database")
     options["scope"] = scope.replace("-", "_")
     options["format"] = format or ("json" if scope == "test-data" else "plain")
     options |= take_packing(session.settings, options, options["format"])

@@ -186,6 +186,31 @@ def test_12_the_password_is_wrong(type_: Run, owner_database: DatabaseURL) -> No
     assert "NotThePassword" not in out + err
 
 
+def test_verify_all_reads_every_version_and_names_each_damaged_one(type_: Run, snapshot: Path) -> None:
+    """B3: one damaged snapshot hides no other, neither when it is listed nor when all are checked."""
+    assert type_("create", "y")[0] == 0
+    assert type_("verify", "--all")[0] == 0
+    snapshot.write_bytes(b"~" + snapshot.read_bytes()[1:])
+
+    code, out, err = type_("verify", "--all", "--json")
+    assert code == 13
+    assert {item["snapshot"]["name"]: item["is_whole"] for item in json.loads(out)} == {"x": False, "y": True}
+    assert "1 of 2 snapshots" in err
+    assert type_("verify", "y", "--all")[0] == 0
+    assert type_("verify", "x", "--all")[0] == 13
+    assert type_("verify", "z", "--all")[0] == 10
+    assert type_("verify")[0] == 2
+    assert type_("verify", "--all", "--version", "20250131_031500")[0] == 2
+
+
+def test_json_means_the_test_rows_when_no_scope_is_given(type_: Run) -> None:
+    """The format json knows only one scope, so nobody has to say it."""
+    assert type_("generate", "--scale", "small")[0] == 0
+    assert type_("create", "rows", "--format", "json")[0] == 0
+
+    assert json.loads(type_("show", "rows", "--json")[1])["manifest"]["scope"] == "test_data"
+
+
 @pytest.mark.parametrize("damage", ["byte", "cut", "empty"])
 def test_13_the_file_is_damaged(damage: str, type_: Run, snapshot: Path, database: DatabaseURL) -> None:
     """FAULTS 1, 7: a damaged file is found before the database is touched."""
