@@ -34,6 +34,8 @@ _COMMAND_S = 60
 
 #: What contention may be answered with, by operation; everything else is a violation.
 ALWAYS = frozenset({"LockBusyError", "SnapshotInUseError", "SnapshotNotFoundError"})
+#: What being disconnected by somebody's swap looks like; rare enough that the cause is told.
+LOST = frozenset({"ConnectError", "CreateFailedError", "RestoreFailedError"})
 ALLOWED = {
     "create": ALWAYS | {"DatabaseInUseError", "ConnectError", "CreateFailedError"},
     "restore": ALWAYS | {"DatabaseInUseError", "ConnectError", "RestoreFailedError"},
@@ -83,7 +85,7 @@ class Worker:
                 self.done[operation] += 1
                 continue
             kind, text = refusal
-            told = "" if kind in ALWAYS else f": {_cause(text)}"
+            told = f": {_cause(text)}" if kind in LOST else ""
             self.refused[f"{operation} {kind}{told}"] += 1
             if kind not in ALLOWED.get(operation, ALWAYS):
                 self.violations.append(f"{operation}: {kind}: {text}")
