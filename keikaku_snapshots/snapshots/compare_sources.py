@@ -35,8 +35,8 @@ from keikaku_snapshots.snapshots.compare_rows import BLOCK_BYTES, Blocks, blocks
 from keikaku_snapshots.snapshots.compare_side import Side, Source, in_order
 from keikaku_snapshots.snapshots.compare_test_rows import live_rows
 from keikaku_snapshots.snapshots.disk import ReserveWatcher
+from keikaku_snapshots.snapshots.dump_script import Script
 from keikaku_snapshots.snapshots.in_place import in_use
-from keikaku_snapshots.snapshots.load import Script
 from keikaku_snapshots.snapshots.script import Kind, Part
 from keikaku_snapshots.snapshots.unpack import packed_as, unpack_into
 from keikaku_snapshots.snapshots.verify import check_shape

@@ -302,7 +302,7 @@ class FileMethods:
 
 def _read_on_trust(opened: OpenSnapshot, begun: float) -> Verification:
     """Read a file without a manifest as a restore of it would before it touches anything."""
-    from keikaku_snapshots.snapshots.load import Script
+    from keikaku_snapshots.snapshots.dump_script import Script
     from keikaku_snapshots.snapshots.rows_file import check_rows_file
     from keikaku_snapshots.snapshots.unpack import packed_as, read_packed
     from keikaku_snapshots.snapshots.verify import Verification, check_shape

@@ -27,6 +27,7 @@ from keikaku_snapshots.postgres import catalog
 from keikaku_snapshots.postgres.connect import connect
 from keikaku_snapshots.postgres.filters import USER_SCHEMA, not_extension_member
 from keikaku_snapshots.postgres.outcome import transaction_outcome
+from keikaku_snapshots.snapshots.checkpoint import drop_capture
 from keikaku_snapshots.snapshots.clear import (
     OwnObject,
     drop_everything,
@@ -36,7 +37,7 @@ from keikaku_snapshots.snapshots.clear import (
 )
 from keikaku_snapshots.snapshots.counts import compare_counts
 from keikaku_snapshots.snapshots.dump import ownership_digest
-from keikaku_snapshots.snapshots.load import Loader, RoleRights, Script, restore_failed
+from keikaku_snapshots.snapshots.load import Loader, RoleRights, restore_failed
 from keikaku_snapshots.snapshots.rows_in_place import restore_rows
 from keikaku_snapshots.snapshots.script import Kind, Part
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
     from keikaku_snapshots.postgres.connect import Connection
     from keikaku_snapshots.postgres.url import DatabaseURL
+    from keikaku_snapshots.snapshots.dump_script import Script
     from keikaku_snapshots.snapshots.manifest import Manifest
 
 log = logging.getLogger("keikaku_snapshots.restore")
@@ -150,6 +152,7 @@ def _in_transaction(
     try:
         _unlimited(connection)
         tables = _lock_tables(connection)
+        drop_capture(connection, strict=False)  # a checkpoint ends; its triggers would log the restore
         same, warning = _rows_suffice(connection, script, manifest, rights) if manifest else (False, "")
         objects = own_objects(connection)
         _refuse_foreign(connection, objects, rows_only=same)

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 from keikaku_snapshots.errors import SnapshotCorruptError
 from keikaku_snapshots.postgres.tools import pg_restore_script, start_pg_restore, translate_tool_failure
 from keikaku_snapshots.snapshots.archive import Section, file_names, list_text, read_contents
-from keikaku_snapshots.snapshots.load import Loader, Script
+from keikaku_snapshots.snapshots.dump_script import Script
+from keikaku_snapshots.snapshots.load import Loader
 from keikaku_snapshots.snapshots.script import Kind, copies_rows, read_parts
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from keikaku_snapshots.postgres.connect import Connection
     from keikaku_snapshots.postgres.url import DatabaseURL
-    from keikaku_snapshots.snapshots.load import Script
+    from keikaku_snapshots.snapshots.dump_script import Script
     from keikaku_snapshots.snapshots.manifest import Manifest, Snapshot
     from keikaku_snapshots.snapshots.parallel_load import Archive
     from keikaku_snapshots.snapshots.reading import OpenSnapshot

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from keikaku_snapshots.postgres.connect import Connection
-    from keikaku_snapshots.snapshots.load import Loader, Script
+    from keikaku_snapshots.snapshots.dump_script import Script
+    from keikaku_snapshots.snapshots.load import Loader
     from keikaku_snapshots.snapshots.manifest import Manifest
 
 #: Parts that carry rows and other content; everything else is there already.

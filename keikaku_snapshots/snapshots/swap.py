@@ -21,13 +21,14 @@ from keikaku_snapshots.postgres.connect import connect, translated
 from keikaku_snapshots.snapshots.analyze import AnalyzeBeside, analyze
 from keikaku_snapshots.snapshots.clear import drop_public
 from keikaku_snapshots.snapshots.counts import compare_counts
-from keikaku_snapshots.snapshots.load import RoleRights, Script, restore_failed
+from keikaku_snapshots.snapshots.load import RoleRights, restore_failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from keikaku_snapshots.postgres.connect import Connection
     from keikaku_snapshots.postgres.url import DatabaseURL
+    from keikaku_snapshots.snapshots.dump_script import Script
     from keikaku_snapshots.snapshots.hook_run import HookRunner
     from keikaku_snapshots.snapshots.manifest import Manifest
     from keikaku_snapshots.snapshots.parallel_load import Archive
