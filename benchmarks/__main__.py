@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import comparison, compression, generation, incremental, memory, snapshots, startup
+from benchmarks import comparison, compression, directory, generation, incremental, memory, snapshots, startup
 from benchmarks.measure import Result, table, write_report
 from keikaku_snapshots.postgres.embedded import EmbeddedServer
 from keikaku_snapshots.postgres.tools import find_tools
@@ -52,6 +52,8 @@ def main() -> int:
                 report(incremental.one_changed_table(url, folder, name))
                 report(snapshots.create(url, tools, folder, name, options.runs))
                 report(snapshots.cold_swap(url, tools, folder, name, options.runs))
+                for result in directory.parts(url, tools, folder, name, options.runs):
+                    report(result)
                 for result in compression.default_levels(url, folder, name, options.runs):
                     report(result)
         finally:

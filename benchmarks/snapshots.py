@@ -64,7 +64,7 @@ def create(url: DatabaseURL, tools: Tools, folder: Path, scale_name: str, runs: 
         manager.close()
 
 
-def _settle(maintenance: DatabaseURL) -> None:
+def settle(maintenance: DatabaseURL) -> None:
     """Wait until the server has dropped what was left to it, and write everything back."""
     with connect(maintenance, autocommit=True) as connection:
         left = "SELECT count(*) FROM pg_database WHERE datname LIKE 'keikaku\\_old\\_%'"
@@ -88,7 +88,7 @@ def cold_swap(url: DatabaseURL, tools: Tools, folder: Path, scale_name: str, run
     maintenance = url.with_database("postgres")
 
     def ours() -> float:
-        _settle(maintenance)
+        settle(maintenance)
         started = time.perf_counter()
         manager.restore_snapshot(f"bench_{scale_name}", strategy="swap")
         return time.perf_counter() - started
@@ -96,7 +96,7 @@ def cold_swap(url: DatabaseURL, tools: Tools, folder: Path, scale_name: str, run
     def raw() -> float:
         with connect(maintenance, autocommit=True) as connection:
             connection.execute(f"DROP DATABASE IF EXISTS {quote_identifier(scratch.database)}")
-        _settle(maintenance)
+        settle(maintenance)
         started = time.perf_counter()
         with connect(maintenance, autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {quote_identifier(scratch.database)} TEMPLATE template0")
