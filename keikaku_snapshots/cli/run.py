@@ -155,7 +155,8 @@ def present(error: BaseException, output: Output) -> int:
             error.headline,
             found=error.found,
             hint=error.hint,
-            hint_ja=error.hint_ja,
+            hint_ja=_own_japanese(error),
+            fallback_ja=error.hint_ja,
         )
     _trace(error, output)
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
@@ -165,25 +166,47 @@ def present(error: BaseException, output: Output) -> int:
 
 
 def _present(
-    output: Output, code: int, kind: str, headline: str, *, found: str = "", hint: str = "", hint_ja: str = ""
+    output: Output,
+    code: int,
+    kind: str,
+    headline: str,
+    *,
+    found: str = "",
+    hint: str = "",
+    hint_ja: str = "",
+    fallback_ja: str = "",
 ) -> int:
     with contextlib.suppress(OSError):  # the terminal is gone; the code remains
-        _say(output, code, kind, headline, found=found, hint=hint, hint_ja=hint_ja)
+        _say(output, code, kind, headline, found=found, hint=hint, hint_ja=hint_ja, fallback_ja=fallback_ja)
     return code
 
 
 def _say(  # the parts of one message
-    output: Output, code: int, kind: str, headline: str, *, found: str, hint: str, hint_ja: str
+    output: Output,
+    code: int,
+    kind: str,
+    headline: str,
+    *,
+    found: str,
+    hint: str,
+    hint_ja: str,
+    fallback_ja: str,
 ) -> None:
-    if os.environ.get("KEIKAKU_LANG", "").lower().startswith("ja"):
+    if not os.environ.get("KEIKAKU_LANG", "").lower().startswith("ja"):
+        hint_ja = ""
+    elif not hint_ja:
         from keikaku_snapshots.cli.remedies import in_japanese
 
-        hint_ja = in_japanese(hint) or hint_ja
-    else:
-        hint_ja = ""
+        hint_ja = in_japanese(hint) or fallback_ja
     parts = output.error(headline, found=found, hint=hint, hint_ja=hint_ja)
     if output.as_json:
         output.document({"error": {"type": kind, "exit_code": code, **parts}})
+
+
+def _own_japanese(error: KeikakuError) -> str:
+    """The Japanese remedy that the error has itself; empty when its English one is another place's."""
+    is_general = error.hint == error.default_hint
+    return error.hint_ja if is_general or error.hint_ja != type(error).hint_ja else ""
 
 
 def _trace(error: BaseException, output: Output) -> None:

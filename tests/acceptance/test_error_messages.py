@@ -47,11 +47,6 @@ def snapshot(command: Command, database: DatabaseURL) -> None:
     ("key", "kind", "arguments"),
     [
         ("url", errors.InvalidURLError, ["create", "app", "--db-url", "mysql://u:p@h/d"]),
-        (
-            "url_parameter",
-            errors.InvalidURLError,
-            ["create", "app", "--db-url", "postgresql://h/d?sll=require"],
-        ),
         ("name", errors.InvalidNameError, ["create", "../app"]),
         ("scale", errors.UnknownScaleError, ["generate", "--scale", "huge"]),
         ("dataset", errors.UnknownDatasetError, ["generate", "--dataset", "kekaku"]),

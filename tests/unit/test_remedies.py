@@ -127,6 +127,8 @@ def test_the_presenter_shows_the_translation_of_the_remedy_that_is_given(
     assert "対処: 名前を修正してください。" in capsys.readouterr().err
     present(errors.UsageError("x"), Output())
     assert f"対処: {errors.UsageError.hint_ja}" in capsys.readouterr().err
+    present(errors.UnknownScaleError("x"), Output())  # "Read {}." and "Use {}." must not catch it
+    assert f"対処: {errors.UnknownScaleError.hint_ja}" in capsys.readouterr().err
     present(errors.UsageError("x", hint="Not in the table.", hint_ja="表にない。"), Output())
     assert "対処: 表にない。" in capsys.readouterr().err
     present(ValueError("x"), Output())
