@@ -216,7 +216,7 @@ class Snapshot:
     version: str
     #: Aware UTC; for a file without manifest what its version says, else its modification time.
     created_at: datetime
-    #: Bytes of the data file as it is now.
+    #: Bytes of the data file as it is now; of a directory, of all that is in it.
     size_bytes: int
     #: Rows of each table, by ``schema.table``; empty when not known.
     row_counts: dict[str, int] = field(default_factory=dict, hash=False)

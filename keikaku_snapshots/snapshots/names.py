@@ -1,9 +1,10 @@
 """Names and versions of snapshots, and the file names made of them.
 
-A data file is called ``<name>_<version>.<suffix>``, its manifest has
-``.manifest.json`` behind that, and the link to the newest one is
-``<name>_latest.<suffix>``. Which snapshot a file belongs to is said by its
-manifest; the file name is only taken apart when there is no manifest.
+A data file (or, for the format ``directory``, a directory of parts) is called
+``<name>_<version>.<suffix>``, its manifest has ``.manifest.json`` behind that,
+and the link to the newest one is ``<name>_latest.<suffix>``. Which snapshot a
+file belongs to is said by its manifest; the file name is only taken apart when
+there is no manifest.
 """
 
 from __future__ import annotations
