@@ -86,6 +86,7 @@ def test_a_mail_names_office_recipients_and_days(changed: psycopg.Connection[Any
         ("notification_preferences = notification_preferences || '{\"email_threshold_days\": 25}'", 100),
         ("notification_preferences = notification_preferences || '{\"email_threshold_days\": 1e30}'", 100),
         ("notification_preferences = notification_preferences || '{\"email_threshold_days\": -5}'", 99),
+        ("notification_preferences = notification_preferences || '{\"email_threshold_days\": -1e30}'", 99),
         ('notification_preferences = notification_preferences || \'{"email_threshold_days": "x"}\'', 100),
         ("notification_preferences = notification_preferences - 'email_threshold_days'", 100),
         ("notification_preferences = '[]'", 99),
@@ -156,10 +157,16 @@ def test_pages_change_nothing_but_the_number_of_queries(
 
 
 def test_a_deleted_office_is_not_looked_at(changed: psycopg.Connection[Any]) -> None:
-    """Staff of a deleted office is not told of its plans."""
-    changed.execute("UPDATE offices SET is_deleted = true WHERE id = (SELECT id FROM offices LIMIT 1)")
+    """Its staff is not told of its plans; who works in another office too is told of that one only."""
+    first, last = "(SELECT min(id::text)::uuid FROM offices)", "(SELECT max(id::text)::uuid FROM offices)"
+    changed.execute(
+        f"INSERT INTO office_staffs (staff_id, office_id) SELECT staff_id, {last} FROM office_staffs"
+        f" WHERE office_id = {first} LIMIT 1"
+    )
+    changed.execute(f"UPDATE offices SET is_deleted = true WHERE id = {first}")
 
-    assert len(mails(changed)) == 90
+    assert [len(mail.alerts) for mail in mails(changed)] == [100] * 91
+    assert send_deadline_alert_emails(changed, reference_date=DAY)["offices"] == 9
 
 
 def test_an_address_that_fails_does_not_stop_the_others(
