@@ -43,7 +43,9 @@ _PARTS = (
     "ROW(s.seqrelid, s.seqtypid, s.seqstart, s.seqincrement, s.seqmax, s.seqmin, s.seqcache, s.seqcycle)"
     " FROM rel c JOIN pg_sequence s ON s.seqrelid = c.oid",
     "ROW(d.objoid, d.classoid, d.objsubid, d.description) FROM pg_description d"
-    " WHERE d.objoid >= 16384 AND d.objoid NOT IN (SELECT n.oid FROM pg_namespace n WHERE n.nspname = ANY ({ours}))",
+    " WHERE d.objoid >= 16384"
+    " AND NOT EXISTS (SELECT 1 FROM pg_class x WHERE x.oid = d.objoid AND x.relpersistence = 't')"
+    " AND d.objoid NOT IN (SELECT n.oid FROM pg_namespace n WHERE n.nspname = ANY ({ours}))",
     "ROW(k.oid, k.conname, k.connamespace, k.conrelid, k.contypid, k.contype, k.condeferrable, k.condeferred,"
     " k.convalidated, k.conkey, k.confkey, k.confrelid, k.confupdtype, k.confdeltype, k.conbin::text)"
     " FROM pg_constraint k WHERE k.oid >= 16384",

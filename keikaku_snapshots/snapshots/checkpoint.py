@@ -130,14 +130,18 @@ def drop_checkpoint(url: DatabaseURL, *, wait_s: float) -> bool:
         return _patiently(connection, url, drop, wait_s=wait_s)
 
 
-def drop_capture(connection: Connection) -> bool:
-    """Drop our schema inside the caller's transaction; a schema of that name that is not ours stays.
+def drop_capture(connection: Connection, *, strict: bool = True) -> bool:
+    """Drop our schema inside the caller's transaction.
 
     Args:
         connection: The database.
+        strict: A schema of that name that is not ours is an error; it stays in either case.
 
     Returns:
         True if it was there.
+
+    Raises:
+        RefusedError: It is not ours.
     """
     row = connection.execute(
         "SELECT pg_catalog.obj_description(oid, 'pg_namespace') FROM pg_catalog.pg_namespace"
@@ -147,6 +151,8 @@ def drop_capture(connection: Connection) -> bool:
     if row is None:
         return False
     if not str(row[0] or "").startswith("keikaku_snapshots "):
+        if not strict:
+            return False
         raise RefusedError(
             f"the database has a schema {NAMES.schema} that is not ours",
             found="its comment does not begin with 'keikaku_snapshots'",
@@ -166,6 +172,7 @@ def _patiently(connection: Connection, url: DatabaseURL, work: Callable[[], T], 
             with connection.transaction():
                 timeout_ms = max(1, round(1000 * min(_TRY_S, max(left_s, 0.01))))
                 connection.execute("SELECT set_config('lock_timeout', %s, true)", [f"{timeout_ms}ms"])
+                connection.execute("SET LOCAL synchronous_commit = on")
                 return work()
         except psycopg.Error as error:
             if error.sqlstate not in _BUSY:
@@ -182,6 +189,8 @@ def _arm(
     connection: Connection, url: DatabaseURL, snapshot: SnapshotReference | None, begun: float
 ) -> Checkpoint:
     _lock_writers(connection)
+    if _moved(connection, snapshot):
+        return _described(connection, snapshot, begun)
     drop_capture(connection)
     tables = captured_tables(connection, NAMES.schema)
     _check_owners(tables, url)
@@ -192,22 +201,47 @@ def _arm(
     if captured_tables(connection, NAMES.schema) != tables:
         raise psycopg.errors.LockNotAvailable("tables were changed meanwhile")
     sequences = sequence_names(connection)
-    now = datetime.now(UTC)
     connection.execute(_script(connection, tables, sequences))
     connection.execute(f"SELECT {NAMES.schema}.note_sequences()")
-    objects = json.dumps(dict(catalog.fingerprint(connection).objects))
+    about = {
+        "tables": len(tables),
+        "warnings": _limits(connection, tables),
+        "objects": dict(catalog.fingerprint(connection).objects),
+    }
     connection.execute(
-        f"INSERT INTO {NAMES.schema}.state (made_at, snapshot, objects, ddl)"  # noqa: S608
-        f" VALUES (%s, %s, %s, {NAMES.schema}.ddl_hash())",
-        [now, json.dumps(_as_fields(snapshot)), objects],
+        f"INSERT INTO {NAMES.schema}.state (made_at, snapshot, about, ddl)"  # noqa: S608
+        f" VALUES (now(), %s, %s, {NAMES.schema}.ddl_hash())",
+        [json.dumps(_as_fields(snapshot)), json.dumps(about)],
     )
+    return _described(connection, snapshot, begun)
+
+
+def _moved(connection: Connection, snapshot: SnapshotReference | None) -> bool:
+    """Make the present state the one to go back to where the triggers are there and fit; milliseconds."""
+    row = connection.execute(
+        "SELECT pg_catalog.obj_description(oid, 'pg_namespace') = %s FROM pg_catalog.pg_namespace"
+        " WHERE nspname = %s",
+        [MARK, NAMES.schema],
+    ).fetchone()
+    if row is None or not row[0]:
+        return False
+    row = connection.execute(f"SELECT {NAMES.schema}.move(%s)", [json.dumps(_as_fields(snapshot))]).fetchone()
+    return bool(row and row[0])
+
+
+def _described(connection: Connection, snapshot: SnapshotReference | None, begun: float) -> Checkpoint:
+    row = connection.execute(
+        "SELECT made_at, (about->>'tables')::int, about->'warnings',"  # noqa: S608 - constants
+        f" (SELECT count(*) FROM {NAMES.schema}.sequences) FROM {NAMES.schema}.state"
+    ).fetchone()
+    made_at, tables, warnings, sequences = row or (datetime.now(UTC), 0, [], 0)
     return Checkpoint(
-        created_at=now,
-        tables=len(tables),
-        sequences=len(sequences),
+        created_at=made_at.astimezone(UTC),
+        tables=tables,
+        sequences=sequences,
         seconds=time.monotonic() - begun,
         snapshot=snapshot,
-        warnings=tuple(_limits(connection, tables)),
+        warnings=tuple(warnings),
     )
 
 
@@ -239,7 +273,7 @@ def _script(
     parents_first = sorted(tables, key=lambda table: rank.get(table.name, 0))
     parts = [
         f"CREATE SCHEMA {schema};\nCOMMENT ON SCHEMA {schema} IS {literal(MARK)};\n",
-        f"CREATE TABLE {schema}.state (made_at timestamptz, snapshot jsonb, objects jsonb, ddl bigint);\n",
+        f"CREATE TABLE {schema}.state (made_at timestamptz, snapshot jsonb, about jsonb, ddl bigint);\n",
         common_statements(NAMES),
         ddl_hash_function(NAMES),
     ]

@@ -352,6 +352,7 @@ class SnapshotManager(FileMethods, RewindMethods):
             hook_timeout_s=hook_timeout_s,
             jobs=jobs,
         )
+        self._close_rewinder()
         with self._audit.recording("restore", name, version=version) as record:
             check_protected(
                 url,

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from keikaku_snapshots.errors import KeikakuError, SchemaDriftError, SnapshotNotFoundError
+from keikaku_snapshots.errors import KeikakuError, UnsafeRestoreError
 from keikaku_snapshots.postgres.capture_owner import THOROUGH_STATE
 from keikaku_snapshots.postgres.connect import connect, translate
 from keikaku_snapshots.snapshots.checkpoint import NAMES
-from keikaku_snapshots.snapshots.rewind_functions import STALE_STATE
+from keikaku_snapshots.snapshots.rewind_functions import RESTLESS_STATE, STALE_STATE
+from keikaku_snapshots.snapshots.rewind_stale import explain_stale
 from keikaku_snapshots.snapshots.rewind_waiting import in_the_way
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ _CALLS = {
     path: f"SELECT tables, rows FROM keikaku_rewind.rewind_{path}()"  # noqa: S608
     for path in ("replica", "owner", "suspended")
 }
-_MISSING = frozenset({"3F000", "42883"})
 _BUSY = frozenset({"55P03", "40P01"})
 
 
@@ -75,6 +75,7 @@ class Rewinder:
         self._connection: Connection | None = None
         self._wait_ms = -1
         self._is_replica = False
+        self._was_lost = False
 
     def close(self) -> None:
         """Give the connection back; harmless when repeated."""
@@ -109,14 +110,20 @@ class Rewinder:
         try:
             return self._run(wait_s)
         except psycopg.OperationalError:
-            lost = self._connection is None or self._connection.closed
-            if not (kept and lost):
+            if not (kept and self._was_lost):
                 raise
-            self.close()
             return self._run(wait_s)
 
     def _run(self, wait_s: float) -> tuple[str, int, int, int]:
         connection = self._connected(wait_s)
+        try:
+            return self._call(connection)
+        except BaseException:
+            self._was_lost = connection.closed
+            self.close()  # a lock of the session outlives its failed transaction
+            raise
+
+    def _call(self, connection: Connection) -> tuple[str, int, int, int]:
         path = "replica" if self._is_replica else "owner" if self.quick else "suspended"
         try:
             row = connection.execute(_CALLS[path]).fetchone()
@@ -161,14 +168,22 @@ class Rewinder:
     def _explained(self, error: psycopg.Error, wait_s: float) -> KeikakuError:
         if error.sqlstate in _BUSY:
             return in_the_way(self._url, NAMES.lock, wait_s, tables=False)
-        if error.sqlstate in _MISSING:
-            return SnapshotNotFoundError(
-                f"the database {self._url.database!r} has no checkpoint",
-                found=f"Database: {self._url.location}",
-                hint="Make one: manager.checkpoint(), or `keikaku checkpoint`.",
-            )
-        if error.sqlstate == STALE_STATE:
-            return SchemaDriftError(
-                "the schema was changed since the checkpoint", found=f"Database: {self._url.location}"
+        state = error.sqlstate or ""
+        if state == STALE_STATE or state.startswith(("42", "3F")):
+            found = explain_stale(self._url)
+            if found is not None:
+                return found
+        if state == RESTLESS_STATE or state.startswith(("23", "55", "P0")):
+            return UnsafeRestoreError(
+                f"rewinding {self._url.database!r} as role {self._url.user!r} would not be exact",
+                found=f"{_words(error)}\nDatabase: {self._url.location}",
+                hint="Use a superuser, or let one say: "
+                f"GRANT SET ON PARAMETER session_replication_role TO {self._url.user};",
             )
         return translate(error, url=self._url, doing="rewinding")
+
+
+def _words(error: psycopg.Error) -> str:
+    """What the server said, without the values of the row that it quotes."""
+    said = error.diag.message_primary or type(error).__name__
+    return f"{said} (SQLSTATE {error.sqlstate})"

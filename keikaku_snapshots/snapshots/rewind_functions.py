@@ -56,10 +56,19 @@ def main_functions(
     Returns:
         SQL.
     """
+    # A crash of the server empties unlogged tables: ours tells that it happened.
+    unlogged = any(table.is_unlogged for table in parents_first)
+    alive = f"NOT EXISTS (SELECT FROM {names.schema}.alive)" if unlogged else "false"
+    made = f"CREATE UNLOGGED TABLE {names.schema}.alive AS SELECT 1 AS beat;\n" if unlogged else ""
+    body = f"BEGIN RETURN {alive}; END"
+    crashed = function(f"{names.schema}.crashed", body, returns="boolean", definer=False, settings="")
     return (
-        _replica(names, parents_first, {one.table_oid for one in found if one.in_replica})
+        made
+        + crashed
+        + _replica(names, parents_first, {one.table_oid for one in found if one.in_replica})
         + _owner(names, parents_first, found)
         + _suspended(names, parents_first)
+        + _move(names, parents_first)
     )
 
 
@@ -70,11 +79,13 @@ def _main(names: CaptureNames, way: str, declarations: str, work: str) -> str:
         f"DECLARE\n  touched oid[] := '{{}}';\n{declarations}BEGIN\n"
         "rows := 0; tables := 0;\n"
         f"PERFORM pg_advisory_xact_lock({names.lock_arguments});\n"
-        f"IF EXISTS (SELECT FROM {schema}.broken) THEN\n"
+        f"IF EXISTS (SELECT FROM {schema}.broken) OR {schema}.crashed() THEN\n"
         f"  RAISE EXCEPTION 'a capture failed' USING ERRCODE = {literal(STALE_STATE)};\nEND IF;\n"
         f"{work}"
         f"IF {schema}.ddl_hash() IS DISTINCT FROM (SELECT ddl FROM {schema}.state) THEN\n"
         f"  RAISE EXCEPTION 'the schema was changed' USING ERRCODE = {literal(STALE_STATE)};\nEND IF;\n"
+        # Kept until the sequences are back too, so that nobody takes a number in between.
+        f"PERFORM pg_advisory_lock({names.lock_arguments});\n"
         "END"
     )
     name = f"{schema}.rewind_{way}"
@@ -178,6 +189,22 @@ def _suspended(names: CaptureNames, parents_first: Sequence[CapturedTable]) -> s
     )
 
 
+def _move(names: CaptureNames, tables: Sequence[CapturedTable]) -> str:
+    """A new checkpoint of an unchanged schema: the logs are emptied, the sequences noted."""
+    schema = names.schema
+    body = (
+        f"BEGIN\nIF EXISTS (SELECT FROM {schema}.broken) OR {schema}.crashed()\n"
+        f"   OR {schema}.ddl_hash() IS DISTINCT FROM (SELECT ddl FROM {schema}.state) THEN RETURN false; END IF;\n"
+        + _for_each(names, tables, "{clear}")
+        + f"PERFORM {schema}.note_sequences();\n"
+        f"UPDATE {schema}.state SET made_at = now(), snapshot = source;\nRETURN true;\nEND"
+    )
+    arguments = "(source jsonb)"
+    return function(
+        f"{schema}.move", body, arguments=arguments, returns="boolean", definer=False, settings=""
+    )
+
+
 def sequence_functions(names: CaptureNames, sequences: Sequence[tuple[int, str]]) -> str:
     """Make the table of sequences as they stand, and the function that puts them back.
 
@@ -201,7 +228,7 @@ def sequence_functions(names: CaptureNames, sequences: Sequence[tuple[int, str]]
         f"  FROM ({present}) now JOIN {schema}.sequences s ON s.relation = now.relation\n"
         "  WHERE s.last_value <> now.last_value OR s.is_called <> now.is_called\n"
         "LOOP\n  PERFORM setval(moved.relation, moved.last_value, moved.is_called); number := number + 1;\n"
-        "END LOOP;\nRETURN number;\nEND"
+        f"END LOOP;\nPERFORM pg_advisory_unlock({names.lock_arguments});\nRETURN number;\nEND"
     )
     note = f"BEGIN\nTRUNCATE {schema}.sequences;\nINSERT INTO {schema}.sequences {present};\nEND"
     return (

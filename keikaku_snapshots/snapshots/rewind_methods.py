@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from keikaku_snapshots.errors import SchemaDriftError
 from keikaku_snapshots.snapshots.parameters import check_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from keikaku_snapshots.postgres.url import DatabaseURL
     from keikaku_snapshots.snapshots.audit import AuditLog
-    from keikaku_snapshots.snapshots.checkpoint import Checkpoint
+    from keikaku_snapshots.snapshots.checkpoint import Checkpoint, SnapshotReference
     from keikaku_snapshots.snapshots.manifest import Snapshot
     from keikaku_snapshots.snapshots.restore import Restored
     from keikaku_snapshots.snapshots.rewind import Rewinder, Rewound
+
+log = logging.getLogger("keikaku_snapshots.rewind")
 
 #: Seconds that open transactions of other sessions are waited for.
 WAIT_S = 5.0
@@ -99,7 +104,33 @@ class RewindMethods:
         self._check_protected()
         if self._rewinder is None:
             self._rewinder = Rewinder(self.url)
-        return self._rewinder.rewind(wait_s=wait_s)
+        try:
+            return self._rewinder.rewind(wait_s=wait_s)
+        except SchemaDriftError as error:
+            source = error.details.get("snapshot")
+            if source is None or Path(source.directory) != self.directory:
+                raise
+            return self._restored_instead(error, source, wait_s)
+
+    def _restored_instead(self, error: SchemaDriftError, source: SnapshotReference, wait_s: float) -> Rewound:
+        """The slow way: the snapshot that the checkpoint was made from, and a new checkpoint."""
+        from keikaku_snapshots.snapshots.rewind import Rewound
+
+        begun = time.monotonic()
+        log.warning("%s; restoring %s %s", error.what, source.name, source.version)
+        restored = self.restore_snapshot(source.name, source.version, on_schema_mismatch="ignore")
+        self.checkpoint(snapshot=source.name, version=source.version, wait_s=wait_s)
+        counts = restored.snapshot.row_counts or {}
+        warning = (
+            f"{error.what}, so the snapshot was restored ({restored.strategy}): {error.found.splitlines()[0]}"
+        )
+        return Rewound(
+            rows=sum(counts.values()),
+            tables=len(counts),
+            seconds=time.monotonic() - begun,
+            path="restored",
+            warnings=(warning, *restored.warnings),
+        )
 
     def drop_checkpoint(self, *, wait_s: float = WAIT_S) -> bool:
         """Remove everything that `checkpoint` put into the database.

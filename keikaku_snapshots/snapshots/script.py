@@ -117,6 +117,12 @@ _KINDS: tuple[tuple[Kind, re.Pattern[bytes]], ...] = (
 )
 _OWNER = re.compile(rb'ALTER [A-Z][^\x00]* OWNER TO (?:"(?:[^"]|"")+"|[a-z0-9_$\x80-\xff]+);\Z', re.DOTALL)
 _NAME = rb'(?:"(?:[^"]|"")+"|[A-Za-z0-9_$\x80-\xff]+)'
+#: What `checkpoint` put on the tables of a database: pg_dump leaves our schema out, but not these.
+_OUR_TRIGGER = re.compile(
+    rb"CREATE TRIGGER keikaku_rewind_[a-z_]+ "
+    rb"|ALTER TABLE [^;]{1,300} ENABLE ALWAYS TRIGGER keikaku_rewind_[a-z_]+;\Z"
+    rb"|DROP TRIGGER (?:IF EXISTS )?keikaku_rewind_[a-z_]+ "
+)
 #: Names only: a WHERE clause could end with ``IS DISTINCT FROM stdin`` behind a program.
 _COPY = re.compile(
     rb"COPY " + _NAME + rb"(?:\." + _NAME + rb")? "
@@ -165,7 +171,8 @@ def read_parts(buffer: mmap.mmap | bytes, *, name: str) -> Iterator[Part]:
             position = end
         if position > size:
             raise _foreign(name, buffer, start, "the file ends in the middle of a statement")
-        yield part
+        if part.kind not in {Kind.DEFINITION, Kind.CLEAN} or not _OUR_TRIGGER.match(buffer, start, end):
+            yield part
 
 
 def copies_rows(statement: bytes) -> bool:
