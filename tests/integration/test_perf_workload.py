@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from keikaku_snapshots.perf import DeadlineMail
     from keikaku_snapshots.postgres.url import DatabaseURL
+    from tests.conftest import MakeDatabase
+    from tests.servers import Server
 
 DAY = date(2026, 4, 1)
 
@@ -56,8 +58,9 @@ async def test_all_staff_of_all_offices_get_one_mail(offices: DatabaseURL, kind:
     assert (result["offices"], result["email_failed"], result["dry_run"]) == (10, 0, True)
 
 
-def test_a_hundred_offices_are_a_thousand_mails(server: Any, database: DatabaseURL) -> None:
-    """D3: 100 offices, 1,000 mails."""
+def test_a_hundred_offices_are_a_thousand_mails(each_server: Server, make_database: MakeDatabase) -> None:
+    """D3: 100 offices, 1,000 mails, on every PostgreSQL version."""
+    database = make_database(each_server)
     generate("keikaku", get_scale("medium"), database, create_tables=True)
 
     result = send_deadline_alert_emails(db=database)
