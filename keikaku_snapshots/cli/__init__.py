@@ -23,6 +23,8 @@ COMMANDS = {
     "generate": ("generate", "generate", "Generate a dataset and snapshot it."),
     "create": ("snapshots", "create", "Make a snapshot of a database."),
     "restore": ("snapshots", "restore", "Bring a database back to a snapshot, exactly."),
+    "checkpoint": ("rewind", "checkpoint", "Make the present state the one that `keikaku rewind` goes back to."),
+    "rewind": ("rewind", "rewind", "Undo every change that was committed since the checkpoint, whoever made it."),
     "list": ("listing", "list_", "List the snapshots, newest first; a damaged one with the reason."),
     "show": ("listing", "show", "Show everything that is known of one snapshot."),
     "verify": ("verify", "verify", "Check snapshots' files: size, checksum, completeness."),
