@@ -17,10 +17,14 @@ from keikaku_snapshots.cli.output import Output
 from keikaku_snapshots.errors import KeikakuError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import FrameType
 
 #: What a shell reports for a program that a signal ended is 128 and its number.
 _SIGNAL_BASE = 128
+
+#: Seconds until an interruption that was lost comes again.
+_AGAIN_S = 0.01
 
 #: The variable by which a shell asks what TAB completes.
 _COMPLETE = "_KEIKAKU_COMPLETE"
@@ -61,9 +65,10 @@ def run(command: click.Command, arguments: list[str], program: str) -> int:
     try:
         # Not `command.main`: it would turn every interruption into one kind
         # and end the process by itself when the reader has left.
-        with command.make_context(
-            program, list(arguments), obj=output, color=output.colour_choice
-        ) as context:
+        with (
+            _no_signal_is_lost(),
+            command.make_context(program, list(arguments), obj=output, color=output.colour_choice) as context,
+        ):
             result = command.invoke(context)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -114,6 +119,32 @@ def _raise_on_signals() -> None:
         # `nohup keikaku …` has SIGHUP ignored and means it.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, stop)
+
+
+@contextlib.contextmanager
+def _no_signal_is_lost() -> Iterator[None]:
+    """Raise once more what Python loses when a signal comes inside a destructor or a callback."""
+    before = sys.unraisablehook
+
+    def again(unraisable: sys.UnraisableHookArgs) -> None:
+        lost = unraisable.exc_value
+        if not isinstance(lost, KeyboardInterrupt):
+            before(unraisable)
+            return
+        error = type(lost)(*lost.args)
+
+        def interrupt(_number: int, _frame: FrameType | None) -> None:
+            raise error
+
+        # A little later: here it would only be lost again.
+        signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def present(error: BaseException, output: Output) -> int:

@@ -578,6 +578,40 @@ class TestCompletion:
         assert result.stdout.strip() == "plain,restore"
 
 
+_LOST = """
+import os, signal, sys, time
+import click
+from keikaku_snapshots.cli.run import run
+
+class Gone:
+    def __del__(self):
+        os.kill(os.getpid(), int(sys.argv[1]))
+        time.sleep(0)
+
+@click.command()
+def work():
+    Gone()
+    time.sleep(20)
+
+sys.exit(run(work, [], "keikaku"))
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_that_comes_in_a_destructor_is_not_lost(number: signal.Signals, code: int) -> None:
+    """FAULTS 46: Python ignores what is raised there; the command ends all the same, without a traceback."""
+    done = subprocess.run(
+        [sys.executable, "-c", _LOST, str(int(number))],
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
 def test_the_reference_pages_are_current() -> None:
     """docs/reference tells what the code does now: `python docs/generate_reference.py` writes it."""
     result = subprocess.run(
