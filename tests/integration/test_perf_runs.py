@@ -98,6 +98,7 @@ def test_the_environment_names_no_place_and_no_person(database: DatabaseURL) -> 
     assert {"postgresql", "python", "cores", "memory_mb", "round_trip_ms", "server_settings"} <= set(
         report.environment
     )
+    assert {"max_connections", "fsync", "shared_buffers"} <= set(report.environment["server_settings"])
     for secret in (database.database, database.password, database.host, str(database.port)):
         assert secret is None or secret not in text
 
@@ -219,7 +220,8 @@ def test_a_killed_session_is_a_failure_and_no_slow_run(
         nonlocal calls
         calls += 1
         if calls == 2:
-            options["progress"] = lambda _: _end_sessions(database)
+            once = iter([database])
+            options["progress"] = lambda _: [_end_sessions(url) for url in once]
         return generate(*arguments, **options)
 
     monkeypatch.setattr(runs, "generate", cut)

@@ -310,4 +310,5 @@ class TestFiles:
             write_report(report(measurement(), runs=7), tmp_path, "before")
 
         assert files.json.read_bytes() == before
+        assert files.html.read_text(encoding="utf-8").endswith("</html>\n")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["before.html", "before.json"]
