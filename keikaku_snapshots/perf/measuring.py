@@ -52,14 +52,15 @@ class Measured:
         self._began = 0.0
 
     def __enter__(self) -> Self:
-        self._highest = self._lowest = self._resident()
-        self._watcher = threading.Thread(target=self._watch, name="keikaku-memory", daemon=True)
-        self._watcher.start()
         if self._engine is not None:
             from sqlalchemy import event
 
             self.queries = 0
             event.listen(self._engine, "before_cursor_execute", self._count)
+        self._highest = self._lowest = self._resident()
+        self._stop.clear()
+        self._watcher = threading.Thread(target=self._watch, name="keikaku-memory", daemon=True)
+        self._watcher.start()
         self._began = time.perf_counter()
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -184,3 +185,15 @@ async def test_queries_seconds_and_memory_are_measured(database: DatabaseURL) ->
     assert work.queries == 4
     assert 0.1 < work.seconds < 10
     assert 45 < work.memory_growth_mb < work.memory_peak_mb
+
+
+def test_a_measurement_can_be_used_again() -> None:
+    """Each block is measured anew, memory too."""
+    work = measured()
+    for size in (30_000_000, 60_000_000):
+        with work:
+            ballast = bytearray(b"x") * size
+            time.sleep(0.05)
+            del ballast
+
+        assert size * 0.9e-6 < work.memory_growth_mb < size * 2e-6

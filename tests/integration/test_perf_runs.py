@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from datetime import date
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -221,7 +222,7 @@ def test_a_killed_session_is_a_failure_and_no_slow_run(
         calls += 1
         if calls == 2:
             once = iter([database])
-            options["progress"] = lambda _: [_end_sessions(url) for url in once]
+            options["progress"] = lambda _: deque(map(_end_sessions, once))
         return generate(*arguments, **options)
 
     monkeypatch.setattr(runs, "generate", cut)
