@@ -9,16 +9,20 @@ known here is not guessed at.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
+import tempfile
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from keikaku_snapshots.errors import SnapshotCorruptError
+from keikaku_snapshots.snapshots.files import translate_os_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 #: First bytes of every archive of pg_dump.
 ARCHIVE_MAGIC: Final = b"PGDMP"
@@ -85,13 +89,29 @@ def file_names(entry: Entry) -> list[str]:
     return [entry.file + suffix for suffix in _SUFFIXES]
 
 
-def list_text(ids: Iterable[int]) -> str:
-    """Write entries as ``pg_restore --use-list`` reads them.
+@contextlib.contextmanager
+def chosen(ids: Iterable[int]) -> Iterator[str]:
+    """Write entries into a file as ``pg_restore --use-list`` reads it.
 
     Args:
         ids: Numbers of entries.
+
+    Yields:
+        The path of the file, which is removed at the end of the block.
+
+    Raises:
+        DiskFullError: It cannot be written.
     """
-    return "".join(f"{number};\n" for number in ids)
+    file = tempfile.NamedTemporaryFile("w", prefix="keikaku-", suffix=".list")  # noqa: SIM115 - closed below
+    with contextlib.closing(file):
+        try:
+            file.write("".join(f"{number};\n" for number in ids))
+            file.flush()
+        except OSError as error:
+            raise translate_os_error(
+                error, doing="writing a list for pg_restore", path=Path(file.name)
+            ) from error
+        yield file.name
 
 
 def is_directory_archive(head: bytes) -> bool:

@@ -28,7 +28,7 @@ from keikaku_snapshots.postgres.tools import (
     pg_restore_script,
     translate_tool_failure,
 )
-from keikaku_snapshots.snapshots.archive import list_text, read_contents
+from keikaku_snapshots.snapshots.archive import chosen, read_contents
 from keikaku_snapshots.snapshots.compare_keys import parse_copy, tables_and_roots
 from keikaku_snapshots.snapshots.compare_parts import parts_of, row_files
 from keikaku_snapshots.snapshots.compare_rows import BLOCK_BYTES, Blocks, blocks_of, project
@@ -128,11 +128,12 @@ def _read(
     if not manifest.large_objects:
         yield tables, {}
         return
-    with NamedTemporaryFile("w", prefix="keikaku-", suffix=".list") as chosen:
-        chosen.write(list_text(entry.id for entry in contents.entries if entry.kind == "BLOBS"))
-        chosen.flush()
-        with _script(opened, manifest, pg_bin, minimum_free_mb, list_file=chosen.name) as script:
-            yield tables, _contents(script, manifest.schema_objects)[1]
+    blobs = [entry.id for entry in contents.entries if entry.kind == "BLOBS"]
+    with (
+        chosen(blobs) as only,
+        _script(opened, manifest, pg_bin, minimum_free_mb, list_file=only) as script,
+    ):
+        yield tables, _contents(script, manifest.schema_objects)[1]
 
 
 @contextlib.contextmanager

@@ -14,25 +14,23 @@ import contextlib
 import os
 import re
 from dataclasses import dataclass, replace
-from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING
 
 from keikaku_snapshots.errors import SnapshotCorruptError
-from keikaku_snapshots.postgres.tools import pg_restore_script, start_pg_restore, translate_tool_failure
-from keikaku_snapshots.snapshots.archive import Section, file_names, list_text, read_contents
-from keikaku_snapshots.snapshots.dump_script import Script
+from keikaku_snapshots.postgres.tools import start_pg_restore, translate_tool_failure
+from keikaku_snapshots.snapshots.archive import Section, chosen, file_names, read_contents
 from keikaku_snapshots.snapshots.load import Loader
 from keikaku_snapshots.snapshots.script import Kind, copies_rows, read_parts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from keikaku_snapshots.postgres.connect import Connection
     from keikaku_snapshots.postgres.tools import Tools
     from keikaku_snapshots.postgres.url import DatabaseURL
     from keikaku_snapshots.snapshots.archive import Contents, Entry
+    from keikaku_snapshots.snapshots.dump_script import Script
     from keikaku_snapshots.snapshots.load import RoleRights
     from keikaku_snapshots.snapshots.reading import OpenSnapshot
 
@@ -214,15 +212,14 @@ class ParallelLoader:
         if not ids:
             return
         archive = self._archive
-        with NamedTemporaryFile("w", prefix="keikaku-", suffix=".list") as chosen:
-            chosen.write(list_text(ids))
-            chosen.flush()
-            with start_pg_restore(
+        with (
+            chosen(ids) as only,
+            start_pg_restore(
                 archive.tools,
                 self._url.with_database(self._connection.info.dbname),
                 f"/dev/fd/{archive.descriptor}",
                 jobs=archive.jobs,
-                list_file=chosen.name,
+                list_file=only,
                 single_transaction=False,
                 # Ours to give back, and pg_restore has nothing here that has an owner.
                 owners=False,
@@ -230,10 +227,11 @@ class ParallelLoader:
                 settings=_SETTINGS,
                 pass_fds=(archive.descriptor,),
                 on_stderr=self._listen,
-            ) as running:
-                while self._progress is not None and not running.has_ended(_PROGRESS_S):
-                    self._progress(self._done_bytes)
-                result = running.wait()
+            ) as running,
+        ):
+            while self._progress is not None and not running.has_ended(_PROGRESS_S):
+                self._progress(self._done_bytes)
+            result = running.wait()
         if not result.ok:
             result = replace(result, stderr=without_chatter(result.stderr))
             raise translate_tool_failure(result, self._url, doing=doing)
@@ -269,7 +267,7 @@ def open_archive(
     tools: Tools,
     *,
     jobs: int,
-    temporary: Callable[[], AbstractContextManager[tuple[Path, int]]],
+    script: Callable[[Sequence[int]], AbstractContextManager[Script]],
 ) -> Iterator[Archive | None]:
     """Open a directory archive for a parallel load.
 
@@ -277,7 +275,7 @@ def open_archive(
         opened: The snapshot, held so that nobody deletes it.
         tools: Programs of the server's major version.
         jobs: Connections at once.
-        temporary: Gives an empty file of ours, for the time of the block.
+        script: Writes entries out as SQL, for the time of the block.
 
     Yields:
         The archive; None when it is to be loaded as one script: for one job, or when something in it
@@ -292,27 +290,7 @@ def open_archive(
         yield None
         return
     with contextlib.ExitStack() as stack:
-        scripts = []
-        for ids in (plan.before, plan.after):
-            path, descriptor = stack.enter_context(temporary())
-            _write_script(opened, tools, ids, path)
-            scripts.append(stack.enter_context(Script(descriptor, opened.path.name)))
+        before, after = (stack.enter_context(script(ids)) for ids in (plan.before, plan.after))
         with os.scandir(opened.fileno()) as found:
             files = {entry.name: entry.stat().st_size for entry in found}
-        yield Archive(opened.path.name, opened.fileno(), plan, scripts[0], scripts[1], tools, jobs, files)
-
-
-def _write_script(opened: OpenSnapshot, tools: Tools, ids: Iterable[int], path: Path) -> None:
-    with NamedTemporaryFile("w", prefix="keikaku-", suffix=".list") as chosen:
-        chosen.write(list_text(ids))
-        chosen.flush()
-        result = pg_restore_script(
-            tools,
-            f"/dev/fd/{opened.fileno()}",
-            path,
-            list_file=chosen.name,
-            single_transaction=False,
-            pass_fds=(opened.fileno(),),
-        )
-    if not result.ok:
-        raise translate_tool_failure(result, None, doing=f"reading {opened.path.name}")
+        yield Archive(opened.path.name, opened.fileno(), plan, before, after, tools, jobs, files)

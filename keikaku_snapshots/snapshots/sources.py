@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import tempfile
 from pathlib import Path
@@ -12,6 +13,7 @@ from keikaku_snapshots.errors import AccessDeniedError, RefusedError
 from keikaku_snapshots.postgres.capacity import capacity, check_free_connections
 from keikaku_snapshots.postgres.connect import connect, server_info
 from keikaku_snapshots.postgres.tools import Tools, find_tools, pg_restore_script, translate_tool_failure
+from keikaku_snapshots.snapshots.archive import chosen
 from keikaku_snapshots.snapshots.disk import ReserveWatcher
 from keikaku_snapshots.snapshots.dump_script import Script
 from keikaku_snapshots.snapshots.parallel_load import open_archive
@@ -19,7 +21,7 @@ from keikaku_snapshots.snapshots.unpack import packed_as, unpack_into
 from keikaku_snapshots.snapshots.verify import check_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from keikaku_snapshots.postgres.url import DatabaseURL
     from keikaku_snapshots.snapshots.parallel_load import Archive
@@ -74,7 +76,8 @@ class Sources:
         """
         if self._opened.snapshot.format == "directory":
             tools, jobs = self._look()
-            with open_archive(self._opened, tools, jobs=jobs, temporary=self._temporary) as archive:
+            entries = functools.partial(self._entries, tools)
+            with open_archive(self._opened, tools, jobs=jobs, script=entries) as archive:
                 if archive is not None:
                     yield archive
                     return
@@ -99,9 +102,7 @@ class Sources:
             if opened.snapshot.format == "plain":
                 unpack_into(opened, descriptor, path, minimum_free_mb=self._minimum_free_mb)
             else:
-                self._write_script(path)
-                # The keys come last: without them the rows would still be counted and right.
-                check_shape(descriptor, "plain", f"{name}, unpacked,")
+                self._write_script(self._tools(), path, descriptor)
             with Script(descriptor, name) as script:
                 yield script
 
@@ -117,16 +118,30 @@ class Sources:
             free = capacity(connection).free - _OWN_CONNECTIONS
         return tools, max(1, min(_USUAL_JOBS, len(os.sched_getaffinity(0)), free))
 
-    def _write_script(self, path: Path) -> None:
-        """Have pg_restore write an archive out as SQL."""
+    def _tools(self) -> Tools:
         with connect(self._url, autocommit=True) as connection:
-            tools = find_tools(server_info(connection).major, configured=self._pg_bin)
+            return find_tools(server_info(connection).major, configured=self._pg_bin)
+
+    @contextlib.contextmanager
+    def _entries(self, tools: Tools, ids: Sequence[int]) -> Iterator[Script]:
+        """Some entries of an archive as plain SQL."""
+        with self._temporary() as (path, descriptor):
+            with chosen(ids) as only:
+                self._write_script(tools, path, descriptor, list_file=only)
+            with Script(descriptor, self._opened.path.name) as script:
+                yield script
+
+    def _write_script(
+        self, tools: Tools, path: Path, descriptor: int, *, list_file: str | None = None
+    ) -> None:
+        """Have pg_restore write an archive out as SQL."""
         watcher = ReserveWatcher(path.parent, self._minimum_free_mb)
         archive = self._opened.fileno()
         result = pg_restore_script(
             tools,
             f"/dev/fd/{archive}",
             path,
+            list_file=list_file,
             single_transaction=False,
             pass_fds=(archive,),
             watch=watcher,
@@ -135,6 +150,8 @@ class Sources:
             raise watcher.error(result.stopped)
         if not result.ok:
             raise translate_tool_failure(result, None, doing=f"reading {self._opened.path.name}")
+        # The keys come last: without them the rows would still be counted and right.
+        check_shape(descriptor, "plain", f"{self._opened.path.name}, unpacked,")
 
     @contextlib.contextmanager
     def _temporary(self) -> Iterator[tuple[Path, int]]:
