@@ -149,6 +149,7 @@ def clone(
     kind: Kind = "new",
     backend_pid: int | None = None,
     extra: dict[str, object] | None = None,
+    options: sql.Composable | None = None,
 ) -> Identity:
     """Make a copy of a database in which nobody is.
 
@@ -160,6 +161,7 @@ def clone(
         kind: Its role.
         backend_pid: Server process of the session that holds the target's lock.
         extra: What else its mark should say.
+        options: More for CREATE DATABASE, such as its strategy.
 
     Returns:
         Its mark.
@@ -177,7 +179,10 @@ def clone(
         )
     identity = Identity(kind=kind, target=target, backend_pid=backend_pid, extra=extra or {})
     owner = database_settings(connection, template).owner
-    _create(connection, _create_statement(name, template, None, owner, None), name, identity)
+    statement = _create_statement(name, template, None, owner, None)
+    if options is not None:
+        statement = sql.SQL("{} {}").format(statement, options)
+    _create(connection, statement, name, identity)
     return identity
 
 
@@ -197,11 +202,8 @@ def _execute_together(connection: Connection, statements: list[sql.Composed]) ->
     throws the second away when it cannot deliver the answer to the first.
     """
     pgconn = connection.pgconn
-    pgconn.enter_pipeline_mode()
     try:
-        for statement in statements:
-            pgconn.send_query_params(statement.as_bytes(connection), None)
-        pgconn.pipeline_sync()
+        send_together(connection, statements)
         error = _answers(pgconn)
         pgconn.exit_pipeline_mode()
     except BaseException:
@@ -209,6 +211,17 @@ def _execute_together(connection: Connection, statements: list[sql.Composed]) ->
         raise
     if error is not None:
         raise error
+
+
+def send_together(connection: Connection, statements: list[sql.Composed]) -> None:
+    """Send statements in one piece and do not wait for the answers."""
+    pgconn = connection.pgconn
+    pgconn.enter_pipeline_mode()
+    for statement in statements:
+        pgconn.send_query_params(statement.as_bytes(connection), None)
+    pgconn.pipeline_sync()
+    while pgconn.flush():
+        pass
 
 
 def _answers(pgconn: PGconn) -> psycopg.Error | None:
@@ -324,7 +337,7 @@ def _drop_statement(name: str, *, force: bool) -> sql.Composed:
 
 
 class WorkLeftToServer:
-    """A statement that was sent; the server ends it whether or not we stay."""
+    """Statements that were sent; the server ends them whether or not we stay."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -335,13 +348,12 @@ class WorkLeftToServer:
         Raises:
             KeikakuError: The server refused it.
         """
-        pgconn = self._connection.pgconn
         try:
-            while (result := pgconn.get_result()) is not None:
-                if result.error_message:
-                    raise translate(psycopg.errors.error_from_result(result))
+            error = _answers(self._connection.pgconn)
         finally:
             self._connection.close()
+        if error is not None:
+            raise translate(error)
 
     def abandon(self) -> None:
         """Close the connection; the server goes on."""
@@ -349,43 +361,22 @@ class WorkLeftToServer:
 
 
 def leave_to_server(
-    url: DatabaseURL,
-    *,
-    drop_database: str | None = None,
-    clone_of: str | None = None,
-    clone_name: str | None = None,
-    maintenance: str = MAINTENANCE_DATABASE,
+    url: DatabaseURL, *, drop_database: str, maintenance: str = MAINTENANCE_DATABASE
 ) -> WorkLeftToServer:
-    """Send a DROP or a CREATE … TEMPLATE and leave; no process of ours remains (docs/design.md, Swap).
-
-    A clone made in this way has no mark yet: put it there with a comment when
-    it is found, or drop it by its name.
+    """Send a DROP and leave; no process of ours remains (docs/design.md, Swap).
 
     Args:
         url: Any database of the server.
         drop_database: Database to drop, sessions inside included.
-        clone_of: Database to copy.
-        clone_name: Name of the copy.
         maintenance: Name of the maintenance database.
 
     Returns:
         What can be waited for or abandoned.
-
-    Raises:
-        UsageError: Neither or both were named.
     """
-    if (drop_database is None) == (clone_of is None or clone_name is None):
-        raise UsageError("name either a database to drop or one to clone")
     connection = connect_maintenance(
         url, maintenance=maintenance, application_name="keikaku_snapshots background"
     )
     # Otherwise the server would notice our absence and stop.
     connection.execute("SET client_connection_check_interval = 0")
-    if drop_database is not None:
-        statement = _drop_statement(drop_database, force=True)
-    else:
-        statement = _create_statement(clone_name or "", clone_of or "", None, None, None)
-    connection.pgconn.send_query(statement.as_bytes(connection))
-    while connection.pgconn.flush():
-        pass
+    send_together(connection, [_drop_statement(drop_database, force=True)])
     return WorkLeftToServer(connection)

@@ -1,6 +1,6 @@
 """Databases beside the target: the one module to import for them.
 
-Made and dropped in `creation`, marked in `identity`, found again in
+Made and dropped in `creation`, copied in `cloning`, marked in `identity`, found again in
 `leftovers`, locked in `locks`, exchanged in `swap`; what stands in the way is in
 `obstacles`, a database's own settings are in `settings`, those who are inside in
 `sessions`.
@@ -8,6 +8,13 @@ Made and dropped in `creation`, marked in `identity`, found again in
 
 from __future__ import annotations
 
+from keikaku_snapshots.postgres.cloning import (
+    CloneMethod,
+    become,
+    clone_method,
+    clones_in_flight,
+    leave_clone_to_server,
+)
 from keikaku_snapshots.postgres.creation import (
     LocaleOptions,
     WorkLeftToServer,
@@ -27,6 +34,8 @@ from keikaku_snapshots.postgres.locks import (
     connect_maintenance,
     holder_of,
     target_lock,
+    try_lock,
+    unlock,
 )
 from keikaku_snapshots.postgres.obstacles import obstacles_to_create, obstacles_to_swap, obstacles_to_writing
 from keikaku_snapshots.postgres.sessions import (
@@ -47,6 +56,7 @@ from keikaku_snapshots.postgres.swap import Swapped, swap_by_rename
 
 __all__ = [
     "MAINTENANCE_DATABASE",
+    "CloneMethod",
     "DatabaseSettings",
     "Identity",
     "Kind",
@@ -56,7 +66,10 @@ __all__ = [
     "Swapped",
     "TargetLock",
     "WorkLeftToServer",
+    "become",
     "clone",
+    "clone_method",
+    "clones_in_flight",
     "collation_mismatch",
     "connect_maintenance",
     "copy_settings",
@@ -65,6 +78,7 @@ __all__ = [
     "database_settings",
     "drop",
     "holder_of",
+    "leave_clone_to_server",
     "leave_to_server",
     "leftovers",
     "locale_options",
@@ -82,5 +96,7 @@ __all__ = [
     "target_lock",
     "terminate",
     "terminate_once",
+    "try_lock",
     "uncopyable_settings",
+    "unlock",
 ]

@@ -68,6 +68,8 @@ class SnapshotManager(FileMethods, RewindMethods):
         retention: RetentionPolicy | None = None,
         audit: str = "warn",
         latest: LatestMode = "symlink",
+        templates: bool = True,
+        spare: int = 0,
     ) -> None:
         """Prepare; no connection is made and no file is touched.
 
@@ -88,6 +90,9 @@ class SnapshotManager(FileMethods, RewindMethods):
             retention: What `prune` keeps when it is told nothing else; 30 days if None.
             audit: ``warn`` or ``error``: what happens when the audit log cannot be written.
             latest: What ``NAME_latest`` is: ``symlink``, ``hardlink`` or ``copy``.
+            templates: Leave a copy of what was restored on the server, from which later restores are made.
+            spare: Further copies that the server makes ready after a restore, so that the next one
+                only renames.
 
         Raises:
             InvalidURLError: The URL cannot be understood.
@@ -102,6 +107,7 @@ class SnapshotManager(FileMethods, RewindMethods):
             "keep_old_minutes": keep_old_minutes,
             "minimum_free_mb": minimum_free_mb,
             "lock_timeout_s": lock_timeout_s,
+            "spare": spare,
         }
         for label, value in numbers.items():
             check_number(label, value)
@@ -120,6 +126,8 @@ class SnapshotManager(FileMethods, RewindMethods):
         self._maintenance = maintenance_database
         self._retry = retry
         self._retention = retention
+        self._templates = templates
+        self._spare = int(spare)
         self._aio: AsyncSnapshotManager | None = None
 
     # -- life ------------------------------------------------------------------------
@@ -286,7 +294,8 @@ class SnapshotManager(FileMethods, RewindMethods):
             use_latest: Accepted for existing callers; the newest valid snapshot is
                 always found from the manifests.
             strategy: ``in_place`` (one transaction, sessions stay), ``swap`` (built
-                beside, renamed; ends other sessions), or ``auto``: never disconnects anyone.
+                beside, renamed; ends other sessions), ``template`` (the same from the copy on the server,
+                which the first restore leaves there), or ``auto``: never disconnects anyone.
             on_schema_mismatch: ``warn``, ``error`` or ``ignore`` when the schema is not the snapshot's.
             clean_existing: Of a test-data snapshot: delete the test rows of its tables first.
             from_other_database: Replace another application's tables.
@@ -351,6 +360,8 @@ class SnapshotManager(FileMethods, RewindMethods):
             hooks=hooks,
             hook_timeout_s=hook_timeout_s,
             jobs=jobs,
+            templates=self._templates,
+            spare=self._spare,
         )
         self._close_rewinder()
         with self._audit.recording("restore", name, version=version) as record:

@@ -16,7 +16,7 @@ FORMATS = ("plain", "custom", "directory", "json")
 #: What a snapshot can hold.
 SCOPES = ("database", "test_data")
 #: Names of the strategies of a restore.
-STRATEGIES = ("auto", "in_place", "swap")
+STRATEGIES = ("auto", "in_place", "swap", "template")
 _ON_MISMATCH = ("warn", "error", "ignore")
 
 

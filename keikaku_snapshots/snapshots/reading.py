@@ -50,6 +50,12 @@ class OpenSnapshot:
         """The data is a directory of parts."""
         return stat.S_ISDIR(self._status.st_mode)
 
+    def state(self) -> list[tuple[object, ...]]:
+        """What tells this very data from any other, and from itself once it was written to."""
+        status = self._status
+        own = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        return [own, *sorted((name, *facts) for name, facts in _written(self._parts).items())]
+
     def fileno(self) -> int:
         """Return the descriptor; pass it to the reading program, which then holds the lock too.
 
@@ -105,6 +111,7 @@ class OpenSnapshot:
         raise corrupt_error(self.snapshot)(
             f"snapshot {self.snapshot} was changed after it was made",
             found="\n".join([*lines, *_in_words(hurt)]),
+            **_remedy(hurt),
             damaged_parts=damaged,
             also_hurt=hurt,
         )
@@ -154,6 +161,7 @@ def _open_locked(
             raise corrupt_error(current)(
                 f"snapshot {current} cannot be read",
                 found="\n".join([f"{current.path}: {current.problem}", *_in_words(hurt)]),
+                **_remedy(hurt),
                 also_hurt=hurt,
             )
         try:
@@ -209,6 +217,18 @@ def _hurt_by_size(directory: SnapshotDirectory, snapshot: Snapshot) -> list[str]
 def _in_words(hurt: list[str]) -> list[str]:
     """The line that names the other snapshots with a damaged part; none when there are none."""
     return [f"The same damage is in: {', '.join(hurt)}."] if hurt else []
+
+
+def _remedy(hurt: list[str]) -> dict[str, str]:
+    """What to do when older versions are damaged too; nothing special when they are not."""
+    if not hurt:
+        return {}
+    return {
+        "hint": "Restore a version that is not named here (`keikaku list`), or make a new snapshot.",
+        "hint_ja": (
+            "ここに挙げられていない版を復元するか(`keikaku list`)、スナップショットを作り直してください。"
+        ),
+    }
 
 
 def _written(parts: dict[str, os.stat_result]) -> dict[str, tuple[int, int, int]]:

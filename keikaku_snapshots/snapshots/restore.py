@@ -27,9 +27,11 @@ from keikaku_snapshots.snapshots.hooks import HOOK_TIMEOUT_S, Command, Function
 from keikaku_snapshots.snapshots.in_place import LOCK_TIMEOUT_S, in_use, restore_in_place
 from keikaku_snapshots.snapshots.load import RoleRights, role_rights
 from keikaku_snapshots.snapshots.sources import Sources
-from keikaku_snapshots.snapshots.swap import refuse_obstacles, restore_by_swap
+from keikaku_snapshots.snapshots.swap import build_beside, put_in_place, refuse_obstacles
+from keikaku_snapshots.snapshots.templates import template_key
 from keikaku_snapshots.snapshots.unpack import packed_as
 from keikaku_snapshots.snapshots.verify import check_shape
+from keikaku_snapshots.snapshots.warm import Beside, WarmSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -55,7 +57,7 @@ class Restored:
 
     #: What was restored.
     snapshot: Snapshot
-    #: How: ``in_place`` or ``swap``.
+    #: How: ``in_place``, ``swap``, or ``template``: a swap that took what was there already.
     strategy: str
     #: Why this way, in words.
     reason: str
@@ -71,7 +73,7 @@ class Restored:
 class RestoreOptions:
     """What the caller asked for."""
 
-    #: ``auto``, ``in_place`` or ``swap``.
+    #: ``auto``, ``in_place``, ``swap`` or ``template``.
     strategy: str = "auto"
     #: ``warn``, ``error`` or ``ignore``.
     on_schema_mismatch: str = "warn"
@@ -99,6 +101,10 @@ class RestoreOptions:
     hooks: tuple[Command | Function, ...] = ()
     #: Seconds for each of them; None: no limit.
     hook_timeout_s: float | None = HOOK_TIMEOUT_S
+    #: Use and leave templates on the server.
+    templates: bool = True
+    #: Clones of the template to leave for later restores.
+    spare: int = 0
 
 
 class Restore:
@@ -225,7 +231,7 @@ class Restore:
             self._refuse_extensions(lacking[False])
             return "in_place", "asked for"
         kept = guards.records_of_patches(connection)
-        if wanted == "swap":
+        if wanted in {"swap", "template"}:
             self._refuse_extensions(lacking[True])
             if kept:
                 raise UnsafeRestoreError(
@@ -302,23 +308,55 @@ class Restore:
 
     def _swap_or_stay(self, rights: RoleRights, lock: databases.TargetLock, reason: str) -> tuple[str, str]:
         """Swap; when ``auto`` chose it and somebody came in meanwhile, restore in place instead."""
-        disconnect = self._options.strategy == "swap" or self._options.disconnect
+        disconnect = self._options.strategy in {"swap", "template"} or self._options.disconnect
         try:
-            self._swap(rights, lock, disconnect=disconnect)
+            beside = self._swap(rights, lock, disconnect=disconnect)
         except DatabaseInUseError:
             if disconnect or self._options.hooks:
                 raise
             self._in_place(rights)
             return "in_place", "a session connected while the new database was being built"
-        return "swap", reason
+        return self._in_words(beside, reason)
 
-    def _swap(self, rights: RoleRights, lock: databases.TargetLock, *, disconnect: bool) -> None:
+    def _in_words(self, beside: Beside, reason: str) -> tuple[str, str]:
+        """Strategy and reason of a swap, with the part that templates had in it."""
+        if beside.origin in {"warm", "spare"}:
+            found = "a spare was ready" if beside.origin == "spare" else "cloned from the template"
+            return "template", f"{beside.origin}: {found}; {reason}"
+        strategy = "template" if self._options.strategy == "template" else "swap"
+        return strategy, f"cold: {beside.reason}; {reason}" if beside.reason else reason
+
+    def _swap(self, rights: RoleRights, lock: databases.TargetLock, *, disconnect: bool) -> Beside:
+        """Put a database beside in the live one's place; says where it came from."""
+        databases.sweep(lock.connection, target=self._url.database, lock_is_ours=True)
+        warm = self._warm_source(rights, lock)
+        if warm is None:
+            beside = self._build(rights, lock)
+        else:
+            beside = warm.beside(lambda: self._build(rights, lock), self._check_file)
+        result = put_in_place(
+            self._url,
+            beside,
+            lock,
+            maintenance=self._options.maintenance,
+            disconnect=disconnect,
+            keep_old_minutes=self._options.keep_old_minutes,
+            hooks=self._hooks,
+        )
+        if warm is not None:
+            warm.leave()
+        self._warnings += result.warnings
+        if result.kept_as:
+            self._warnings.append(f"the replaced database is kept as {result.kept_as}")
+        return beside
+
+    def _build(self, rights: RoleRights, lock: databases.TargetLock) -> Beside:
         self._check_shape()
-        with ThreadPoolExecutor(1, "keikaku-verify") as beside:
-            checked = beside.submit(self._check_file)
+        with ThreadPoolExecutor(1, "keikaku-verify") as checking:
+            checked = checking.submit(self._check_file)
             try:
                 with self._sources.fastest() as script:
-                    result = restore_by_swap(
+                    return build_beside(
                         self._url,
                         script,
                         self._manifest,
@@ -326,17 +364,20 @@ class Restore:
                         lock,
                         verified=checked.result,
                         maintenance=self._options.maintenance,
-                        disconnect=disconnect,
-                        keep_old_minutes=self._options.keep_old_minutes,
                         progress=self._told(script),
-                        hooks=self._hooks,
                     )
             except SnapshotCorruptError:
                 checked.result()  # what the checksum says comes first
                 raise
-        self._warnings += result.warnings
-        if result.kept_as:
-            self._warnings.append(f"the replaced database is kept as {result.kept_as}")
+
+    def _warm_source(self, rights: RoleRights, lock: databases.TargetLock) -> WarmSource | None:
+        options = self._options
+        if self._manifest is None or not options.templates or options.strategy == "swap":
+            return None
+        key = template_key(lock.connection, self._manifest, self._url.database, rights)
+        return WarmSource(
+            self._url, lock, self._opened, key, spares=options.spare, maintenance=options.maintenance
+        )
 
     def _check_file(self) -> None:
         """Shape and checksum, on the file that is held open (B13)."""

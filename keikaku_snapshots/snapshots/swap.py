@@ -22,6 +22,7 @@ from keikaku_snapshots.snapshots.analyze import AnalyzeBeside, analyze
 from keikaku_snapshots.snapshots.clear import drop_public
 from keikaku_snapshots.snapshots.counts import compare_counts
 from keikaku_snapshots.snapshots.load import RoleRights, restore_failed
+from keikaku_snapshots.snapshots.warm import Beside
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +47,7 @@ class SwapResult:
     warnings: tuple[str, ...]
 
 
-def restore_by_swap(
+def build_beside(
     url: DatabaseURL,
     script: Script | Archive,
     manifest: Manifest | None,
@@ -55,12 +56,9 @@ def restore_by_swap(
     *,
     verified: Callable[[], None],
     maintenance: str = databases.MAINTENANCE_DATABASE,
-    disconnect: bool = True,
-    keep_old_minutes: float = 0,
     progress: Callable[[int], None] | None = None,
-    hooks: HookRunner | None = None,
-) -> SwapResult:
-    """Build a database from the snapshot beside the live one and rename it into its place.
+) -> Beside:
+    """Build a database from the snapshot beside the live one, and count it.
 
     Args:
         url: The database.
@@ -71,27 +69,55 @@ def restore_by_swap(
         verified: Waits for the check of the file and raises if it is damaged;
             called before anything goes live, and when the load fails.
         maintenance: The maintenance database.
+        progress: Told the position in the file, bytes.
+
+    Returns:
+        The new database, and warnings.
+
+    Raises:
+        SnapshotCorruptError: The file is damaged; nothing is left.
+        RestoreFailedError: The server refused something; likewise.
+    """
+    scratch = databases.sibling_name("new", url.database)
+    databases.create_scratch(lock.connection, scratch, like=url.database, backend_pid=lock.backend_pid)
+    try:
+        return Beside(scratch, _fill(url, scratch, script, manifest, rights, verified, progress))
+    except BaseException:
+        _drop_quietly(url, scratch, maintenance)
+        raise
+
+
+def put_in_place(
+    url: DatabaseURL,
+    beside: Beside,
+    lock: databases.TargetLock,
+    *,
+    maintenance: str = databases.MAINTENANCE_DATABASE,
+    disconnect: bool = True,
+    keep_old_minutes: float = 0,
+    hooks: HookRunner | None = None,
+) -> SwapResult:
+    """Run the hooks on a finished database and rename it into the place of the live one.
+
+    Args:
+        url: The database.
+        beside: The finished database; it is dropped when this fails.
+        lock: The lock of the target, held.
+        maintenance: The maintenance database.
         disconnect: End the sessions inside the live database.
         keep_old_minutes: How long the replaced database stays.
-        progress: Told the position in the file, bytes.
-        hooks: Run on the new database once it is loaded and counted.
+        hooks: Run on the new database before the renames.
 
     Returns:
         What became of the old database, and warnings.
 
     Raises:
-        SnapshotCorruptError: The file is damaged; the live database is untouched.
-        RestoreFailedError: The server refused something; likewise.
-        UnsafeRestoreError: A swap would lose something; likewise.
+        UnsafeRestoreError: A swap would lose something; the live database is untouched.
         DatabaseInUseError: Sessions are inside and may not be ended; likewise.
         HookFailedError: A hook failed; likewise.
     """
-    admin = lock.connection
-    databases.sweep(admin, target=url.database, lock_is_ours=True)
-    scratch = databases.sibling_name("new", url.database)
-    databases.create_scratch(admin, scratch, like=url.database, backend_pid=lock.backend_pid)
+    admin, scratch, warnings = lock.connection, beside.database, beside.warnings
     try:
-        warnings = _fill(url, scratch, script, manifest, rights, verified, progress)
         if hooks is not None and hooks.hooks:
             _run_hooks(admin, url, scratch, hooks)
             warnings += tuple(hooks.warnings)

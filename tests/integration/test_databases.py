@@ -378,15 +378,28 @@ def test_work_left_to_the_server_is_done_without_us(database: DatabaseURL) -> No
     """docs/design.md, Swap: no process of ours outlives the command."""
     new, _ = _scratch(database)
     spare = sibling_name("spare", database.database)
+    mark = databases.Identity("spare", database.database)
+
+    def leave_clone(template: str) -> databases.WorkLeftToServer:
+        method = databases.CloneMethod("WAL_LOG")
+        return databases.leave_clone_to_server(
+            database, template, spare, mark, owner="postgres", method=method
+        )
+
+    def is_marked() -> bool:
+        ours = databases.our_databases(connection)
+        return [one.name for one in ours if one.identity.kind == "spare"] == [spare]
+
     with _maintenance(database) as connection:
-        databases.leave_to_server(database, clone_of=new, clone_name=spare).abandon()
-        _eventually(lambda: databases.database_exists(connection, spare))
+        leave_clone(new).abandon()
+        _eventually(is_marked)
+        _eventually(lambda: databases.clones_in_flight(connection, new) == 0)
         databases.leave_to_server(database, drop_database=spare).abandon()
         _eventually(lambda: not databases.database_exists(connection, spare))
         databases.leave_to_server(database, drop_database=new).wait()
         assert not databases.database_exists(connection, new)
         with pytest.raises(errors.KeikakuError):
-            databases.leave_to_server(database, clone_of="nosuch_db", clone_name=spare).wait()
+            leave_clone("nosuch_db").wait()
 
 
 # --- settings
