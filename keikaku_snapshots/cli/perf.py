@@ -167,8 +167,11 @@ def compare(session: Session, old: Path, new: Path, threshold: float) -> int:
     return _tell_comparison(session.output, compared)
 
 
-def _database(session: Session) -> DatabaseURL:
-    """The database: option, then the variables of performance tests, then what every command asks."""
+def _database(session: Session) -> str | DatabaseURL:
+    """The database: option, then the variables of performance tests, then what every command asks.
+
+    As text where it was given so, because the text may name the driver of the workload.
+    """
     import os
 
     from keikaku_snapshots.perf.database import VARIABLES, get_performance_test_db_url
@@ -176,16 +179,19 @@ def _database(session: Session) -> DatabaseURL:
 
     named = session.option("db_url") is not None or session.option("embedded")
     if not named and any(variable in os.environ for variable in VARIABLES):
-        url = DatabaseURL.parse(get_performance_test_db_url())
-        session.output.hide_by(url.redact)
-        return url
+        text = get_performance_test_db_url()
+        session.output.hide_by(DatabaseURL.parse(text).redact)
+        return text
     session.require_database()
-    return session.url
+    parsed = session.url  # always, so that its secrets are known before anything is said
+    return session.option("db_url") or parsed
 
 
-def _ask(output: Output, url: DatabaseURL, options: dict[str, Any], *, allow_protected: bool) -> None:
+def _ask(output: Output, given: str | DatabaseURL, options: dict[str, Any], *, allow_protected: bool) -> None:
+    from keikaku_snapshots.postgres.url import DatabaseURL
     from keikaku_snapshots.snapshots.guards import check_protected
 
+    url = DatabaseURL.parse(given)
     check_protected(
         url,
         allow_protected=allow_protected,

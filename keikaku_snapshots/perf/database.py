@@ -91,7 +91,7 @@ def create_performance_test_engine(
     """
     given = get_performance_test_db_url() if db_url is None else db_url
     url = DatabaseURL.parse(given)
-    chosen = driver or _driver_of(given)
+    chosen = driver or driver_of(given)
     if chosen not in {"psycopg", "asyncpg"}:
         raise UsageError(f"driver must be 'psycopg' or 'asyncpg', not {chosen!r}")
     try:
@@ -152,7 +152,8 @@ class _OwnEngineSession(AsyncSession):
             await self._own_engine.dispose()
 
 
-def _driver_of(given: str | DatabaseURL | sqlalchemy.URL) -> str:
+def driver_of(given: str | DatabaseURL | sqlalchemy.URL) -> str:
+    """The asynchronous driver that a URL means: asyncpg where it says so, else psycopg."""
     if isinstance(given, sqlalchemy.URL):
         return "asyncpg" if given.drivername.endswith("+asyncpg") else "psycopg"
     return "asyncpg" if isinstance(given, str) and _ASYNCPG.match(given) else "psycopg"

@@ -21,6 +21,7 @@ from keikaku_snapshots.errors import KeikakuError, OperationTimeoutError
 from keikaku_snapshots.perf.database import (
     create_performance_test_engine,
     create_performance_test_session,
+    driver_of,
     get_performance_test_db_url,
 )
 from keikaku_snapshots.perf.environment import describe_environment
@@ -72,7 +73,8 @@ def run_performance_tests(
     in the report, and the steps that need it are left out.
 
     Args:
-        db_url: The database; `get_performance_test_db_url` if None.
+        db_url: The database; `get_performance_test_db_url` if None. The workload uses asyncpg where the
+            URL says so (``postgresql+asyncpg://…``), as an application would, else psycopg.
         scale: The largest scale; smaller ones are measured too. ``PERF_TEST_SCALE`` if None.
         runs: How often each step is measured.
         seed: The same seed and reference date give the same data.
@@ -96,13 +98,14 @@ def run_performance_tests(
         LockBusyError: Another performance run works in `directory`.
     """
     check_count("runs", runs)
-    url = DatabaseURL.parse(get_performance_test_db_url() if db_url is None else db_url)
+    given = get_performance_test_db_url() if db_url is None else db_url
+    url, driver = DatabaseURL.parse(given), driver_of(given)
     largest = performance_test_scale() if scale is None else check_scale(scale, "scale")
     day = reference_date or datetime.now(UTC).date()
     begun, moment = time.monotonic(), datetime.now(UTC)
     guards = _guards(manager_options or {}, allow_protected=allow_protected)
     check_protected(url, **guards)
-    facts = describe_environment(url)
+    facts = {**describe_environment(url), "workload_driver": driver}
     measurements: list[Measurement] = []
     with (
         _temporary(directory) as folder,
@@ -110,7 +113,7 @@ def run_performance_tests(
     ):
         options = {"seed": seed, "reference_date": day, **guards}
         for name in scales_up_to(largest):
-            one = _ScaleRun(manager, get_scale(name), runs, options, progress)
+            one = _ScaleRun(manager, driver, get_scale(name), runs, options, progress)
             measurements += one.measure()
     return PerformanceReport(
         created_at=moment,
@@ -171,6 +174,7 @@ class _ScaleRun:
     """All steps at one scale."""
 
     manager: SnapshotManager
+    driver: str
     scale: Scale
     runs: int
     options: dict[str, Any]
@@ -205,7 +209,7 @@ class _ScaleRun:
         return f"{done.strategy}: {done.reason}"
 
     async def _workload(self) -> None:
-        engine = create_performance_test_engine(self.manager.url)
+        engine = create_performance_test_engine(self.manager.url, driver=self.driver)
         try:
             for number in range(self.runs + 1):
                 self._tell("workload", number)

@@ -90,6 +90,17 @@ def test_every_step_is_measured_and_rows_of_ones_own_stay(database: DatabaseURL,
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".keikaku-perf.lock"]
 
 
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_the_workload_uses_the_applications_driver(database: DatabaseURL, driver: str) -> None:
+    """An application on asyncpg is measured on asyncpg."""
+    report = run_performance_tests(database.for_sqlalchemy(driver), scale="small", runs=1)
+
+    workload = report.find("workload", "small")
+    assert workload is not None
+    assert len(workload.seconds) == 1
+    assert report.environment["workload_driver"] == driver
+
+
 @pytest.mark.usefixtures("_nothing_is_measured")
 def test_the_environment_names_no_place_and_no_person(database: DatabaseURL) -> None:
     """A report can be shared: versions, machine, settings; no host, role, database or password."""
