@@ -7,7 +7,17 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import comparison, compression, directory, generation, incremental, memory, snapshots, startup
+from benchmarks import (
+    comparison,
+    compression,
+    directory,
+    generation,
+    incremental,
+    memory,
+    rewind,
+    snapshots,
+    startup,
+)
 from benchmarks.measure import Result, table, write_report
 from keikaku_snapshots.postgres.embedded import EmbeddedServer
 from keikaku_snapshots.postgres.tools import find_tools
@@ -56,6 +66,11 @@ def main() -> int:
                     report(result)
                 for result in compression.default_levels(url, folder, name, options.runs):
                     report(result)
+                for result in (*rewind.as_superuser(url, name), *rewind.as_owner(url, name)):
+                    report(result)
+            url, other = server.url("bench_plain", create=True), server.url("bench_armed", create=True)
+            for result in rewind.writing(url, other, options.runs):
+                report(result)
         finally:
             server.stop()
     write_report(results, options.output, {"postgresql": str(server.major)})
