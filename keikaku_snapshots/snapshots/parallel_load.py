@@ -43,7 +43,7 @@ _ALWAYS = frozenset({"ENCODING", "STDSTRINGS", "SEARCHPATH"})
 #: What pg_restore says of its progress; the rest of its output is about failures.
 _FINISHED = re.compile(rb"finished item (\d+) ")
 _CHATTER = re.compile(
-    r"(?:pg_restore: ?)*(?:launching|finished|skipping|processing|connecting|entering|implied"
+    r" ?(?:pg_restore: ?)*(?:launching|finished|skipping|processing|connecting|entering|implied"
     r"|creating|executing|restoring|restored|disabling|enabling)\b.*"
 )
 #: Seconds between two progress values.
