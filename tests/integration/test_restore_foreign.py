@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,13 +24,12 @@ from tests.servers import connect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
-
     from keikaku_snapshots.postgres.url import DatabaseURL
     from tests.conftest import MakeDatabase
     from tests.servers import Server
 
 COUNT = "SELECT count(*) FROM children"
+README = " ".join((Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").split())
 
 
 @pytest.fixture
@@ -96,6 +96,7 @@ def test_what_a_dump_may_run_is_what_its_role_may(owner_database: DatabaseURL, t
         f"EXECUTE 'COPY (SELECT 1) TO PROGRAM ''touch {mark}'''; END IF; RETURN 1; END $$;"
         "SET app.armed = 'no'; CREATE MATERIALIZED VIEW public.armed AS SELECT public.mark()",
     )
+    assert "take snapshots only from sources you trust" in README
     with SnapshotManager(owner_database, tmp_path / "snapshots", minimum_free_mb=1) as manager:
         manager.create_snapshot("armed")
         with pytest.raises(RestoreFailedError, match=r"public\.armed"):
@@ -134,6 +135,7 @@ def test_passwords_of_foreign_servers_are_in_the_file_and_nowhere_else(
         "CREATE FOREIGN DATA WRAPPER far; CREATE SERVER there FOREIGN DATA WRAPPER far;"
         "CREATE USER MAPPING FOR postgres SERVER there OPTIONS (password 's3cret-canary')",
     )
+    assert "a dump may hold passwords of foreign servers" in README
     caplog.set_level("DEBUG")
     with SnapshotManager(database, tmp_path / "s", minimum_free_mb=1) as manager:
         made = manager.create_snapshot("app")
