@@ -24,6 +24,7 @@ from tests.servers import connect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
     from keikaku_snapshots.postgres.url import DatabaseURL
     from tests.conftest import MakeDatabase
     from tests.servers import Server
