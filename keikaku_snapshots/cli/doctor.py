@@ -305,6 +305,7 @@ def _database(session: Session, *, fix: bool) -> Iterator[Finding]:
         yield from _rights(connection)
         yield from _safely(lambda: _tools(info.major, session.settings.pg_bin), "PostgreSQL tools")
     yield from _safely(lambda: _leftover_databases(url, fix=fix), "Databases of ours")
+    yield from _safely(lambda: _templates(url, fix=fix), "Templates")
 
 
 def _rights(connection: Connection) -> Iterator[Finding]:
@@ -372,3 +373,29 @@ def _leftover_databases(url: DatabaseURL, *, fix: bool) -> Iterator[Finding]:
         yield Finding("Databases of ours", "ok", f"dropped {names}")
     else:
         yield Finding("Databases of ours", "advice", f"left by killed runs: {names}", "keikaku doctor --fix")
+
+
+def _templates(url: DatabaseURL, *, fix: bool) -> Iterator[Finding]:
+    """Templates."""
+    from keikaku_snapshots.postgres.databases import connect_maintenance
+    from keikaku_snapshots.snapshots.templates import drop_databases, list_templates, orphaned_spares
+
+    with connect_maintenance(url) as connection:
+        found = list_templates(connection)
+        orphans = orphaned_spares(connection)
+        if orphans and fix:
+            yield Finding("Spares", "ok", f"dropped {', '.join(drop_databases(connection, orphans))}")
+    if orphans and not fix:
+        told = f"without a template: {', '.join(orphans)}"
+        yield Finding("Spares", "advice", told, "keikaku doctor --fix")
+    if not found:
+        yield Finding("Templates", "ok", "none")
+        return
+    spares = sum(len(one.spares) for one in found)
+    total, largest = sum(one.total_bytes for one in found), max(one.size_bytes for one in found)
+    yield Finding(
+        "Templates",
+        "ok",
+        f"{len(found)} with {spares} spare, {size(total)} of the server's disk"
+        f"; a restore takes up to {size(largest)} more while it runs (`keikaku templates clear` frees them)",
+    )

@@ -118,6 +118,7 @@ def create(
             "Check the snapshot and say what would be replaced.",
         ),
         ("keikaku restore medium_100_offices --disconnect", "End other sessions to use the fast way."),
+        ("keikaku restore medium_100_offices --spare 1", "Make the next restore a matter of two renames."),
         (
             "keikaku restore nightly --after-restore 'alembic upgrade head'",
             "Migrate the restored database before it goes live.",
@@ -133,10 +134,23 @@ def create(
 )
 @click.option(
     "--strategy",
-    type=click.Choice(["auto", "in_place", "swap"]),
+    type=click.Choice(["auto", "in_place", "swap", "template"]),
     default="auto",
     show_default=True,
-    help="in_place keeps sessions connected; swap builds beside and renames.",
+    help="in_place keeps sessions connected; swap builds beside and renames; template clones what an "
+    "earlier restore left on the server.",
+)
+@click.option(
+    "--spare",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Have the server make N copies ready for the next restores.  [default: 0]",
+)
+@click.option(
+    "--templates/--no-templates",
+    default=True,
+    show_default=True,
+    help="Use, or leave, a copy on the server from which restores are quick.",
 )
 @click.option(
     "--on-schema-mismatch",
@@ -206,6 +220,8 @@ def restore(
     after_restore: tuple[str, ...],
     no_after_restore: bool,
     hook_timeout: float | None,
+    spare: int | None,
+    templates: bool,
     **options: Any,
 ) -> None:
     """Bring a database back to a snapshot, exactly.
@@ -222,6 +238,8 @@ def restore(
         lock_wait_s=lock_wait,
         lock_timeout_s=lock_timeout,
         keep_old_minutes=keep_old_minutes,
+        templates=templates,
+        spare=spare,
     ) as manager:
         _check_target(session, allow_protected=allow_protected)
         snapshot = _find(manager, name, version, trust=options["trust"])

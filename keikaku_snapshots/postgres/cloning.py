@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from keikaku_snapshots.postgres.url import DatabaseURL
 
 #: Above this copying the files is quicker than writing every page to the log, although it needs checkpoints.
-FILE_COPY_BYTES = 64 << 20
+FILE_COPY_BYTES = 200_000_000
 #: The first version that can have the file system share the blocks of a copy.
 _SHARED_BLOCKS_VERSION = 180_000
 

@@ -9,6 +9,7 @@ Made and dropped in `creation`, copied in `cloning`, marked in `identity`, found
 from __future__ import annotations
 
 from keikaku_snapshots.postgres.cloning import (
+    FILE_COPY_BYTES,
     CloneMethod,
     become,
     clone_method,
@@ -55,6 +56,7 @@ from keikaku_snapshots.postgres.settings import (
 from keikaku_snapshots.postgres.swap import Swapped, swap_by_rename
 
 __all__ = [
+    "FILE_COPY_BYTES",
     "MAINTENANCE_DATABASE",
     "CloneMethod",
     "DatabaseSettings",

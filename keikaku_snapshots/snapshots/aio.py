@@ -57,6 +57,8 @@ class AsyncSnapshotManager:
         self.checkpoint = self._twin(manager.checkpoint)
         self.rewind = self._twin(manager.rewind)
         self.drop_checkpoint = self._twin(manager.drop_checkpoint)
+        self.list_templates = self._twin(manager.list_templates)
+        self.clear_templates = self._twin(manager.clear_templates)
 
     def _twin(self, method: Callable[P, T]) -> Callable[P, Coroutine[Any, Any, T]]:
         @functools.wraps(method)

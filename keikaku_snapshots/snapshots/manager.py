@@ -22,9 +22,11 @@ from keikaku_snapshots.snapshots.parameters import (
     check_marker,
     check_number,
     check_restore,
+    check_templates,
 )
 from keikaku_snapshots.snapshots.rewind_methods import RewindMethods
 from keikaku_snapshots.snapshots.store import SnapshotStore
+from keikaku_snapshots.snapshots.template_methods import TemplateMethods
 
 if TYPE_CHECKING:
     import os
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
     from keikaku_snapshots.snapshots.retention import RetentionPolicy
 
 
-class SnapshotManager(FileMethods, RewindMethods):
+class SnapshotManager(FileMethods, RewindMethods, TemplateMethods):
     """Makes, restores and looks after the snapshots of one database in one directory.
 
     Use it as a context manager, or call `close`. One manager serves one
@@ -337,6 +339,7 @@ class SnapshotManager(FileMethods, RewindMethods):
         del use_latest
         name, version = name_and_version(self._store, name, version)
         check_restore(strategy, on_schema_mismatch)
+        check_templates(strategy, templates=self._templates)
         check_jobs(jobs)
         check_hook_timeout(hook_timeout_s)
         url = self.url

@@ -154,6 +154,23 @@ def check_restore(strategy: str, on_schema_mismatch: str) -> None:
         )
 
 
+def check_templates(strategy: str, *, templates: bool) -> None:
+    """Refuse to restore from a template where none may be used.
+
+    Args:
+        strategy: What the caller asked for.
+        templates: Whether the manager uses templates.
+
+    Raises:
+        UsageError: They contradict each other.
+    """
+    if strategy == "template" and not templates:
+        raise UsageError(
+            "strategy='template' needs templates, which are switched off",
+            hint="Leave out --no-templates (templates=False), or use strategy='swap'.",
+        )
+
+
 def check_jobs(jobs: int | None) -> None:
     """Check how many connections may work at once.
 

@@ -323,18 +323,18 @@ def free_disk_bytes(admin: Connection, url: DatabaseURL) -> int | None:
         return None  # in a container, for example
 
 
-def drop_template(admin: Connection, template: Template) -> list[str]:
-    """Drop a template and its spares, the template first: afterwards nobody makes a spare of it.
+def drop_databases(admin: Connection, names: Iterable[str]) -> list[str]:
+    """Drop templates or spares.
 
     Args:
         admin: The maintenance database, in autocommit.
-        template: The template.
+        names: What they are called.
 
     Returns:
         Names of what was dropped; what could not be is logged.
     """
     dropped = []
-    for name in (template.database, *template.spares):
+    for name in names:
         try:
             if databases.drop(admin, name):
                 dropped.append(name)

@@ -165,7 +165,7 @@ class WarmSource:
         except RefusedError as error:
             # The system's collations have changed: the template is of no use any more (FAULTS 76).
             self._reason = f"its template is made anew: {error.found}"
-            templates.drop_template(self._admin, template)
+            templates.drop_databases(self._admin, [template.database, *template.spares])
         except KeikakuError as error:
             self._reason = f"its template cannot be used: {error.what}"
         log.info("%s: %s", template.database, self._reason)

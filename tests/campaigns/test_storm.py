@@ -117,7 +117,7 @@ def _assert_databases_clean(server: Server, urls: list[DatabaseURL]) -> None:
             for url in urls:
                 databases.sweep(connection, target=url.database)
             left = [
-                one for one in databases.our_databases(connection)
+                one for one in databases.our_databases(connection, kinds=("new", "old"))
                 if one.identity.target in {url.database for url in urls}
             ]  # fmt: skip
             if not left:

@@ -172,7 +172,7 @@ class World:
     def siblings(self) -> list[str]:
         """Databases of ours beside the target."""
         with self.server.admin() as connection:
-            return [one.name for one in databases.our_databases(connection)]
+            return [one.name for one in databases.our_databases(connection, kinds=("new", "old"))]
 
     # -- waiting -----------------------------------------------------------------------
 

@@ -1,0 +1,87 @@
+"""The methods of `SnapshotManager` that look after the templates on the server."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from keikaku_snapshots.postgres.url import DatabaseURL
+    from keikaku_snapshots.snapshots.audit import AuditLog
+    from keikaku_snapshots.snapshots.templates import Template
+
+#: Most seconds to wait for spares that are on their way before they are dropped.
+_SPARE_WAIT_S = 30.0
+_POLL_S = 0.02
+
+
+class TemplateMethods:
+    """A part of `SnapshotManager`: the copies of snapshots that stay on the server."""
+
+    if TYPE_CHECKING:
+        _audit: AuditLog
+        _allow_protected: bool
+        _protected_words: tuple[str, ...]
+        _allowed_databases: tuple[str, ...]
+        _maintenance: str
+
+        @property
+        def url(self) -> DatabaseURL: ...  # noqa: D102
+
+    def list_templates(self) -> list[Template]:
+        """List the templates on the server, whoever made them, last used first.
+
+        Returns:
+            Templates with their spares.
+
+        Raises:
+            NoDatabaseError: The manager was made without a database.
+            ConnectError: The server cannot be reached.
+        """
+        from keikaku_snapshots.postgres.connect import translated
+        from keikaku_snapshots.postgres.databases import connect_maintenance
+        from keikaku_snapshots.snapshots.templates import list_templates
+
+        with (
+            connect_maintenance(self.url, maintenance=self._maintenance) as admin,
+            translated(self.url, "listing templates"),
+        ):
+            return list_templates(admin)
+
+    def clear_templates(self) -> list[str]:
+        """Drop every template and spare on the server that the role may drop; snapshots stay.
+
+        The next restore of each snapshot loads its file again.
+
+        Returns:
+            Names of the dropped databases.
+
+        Raises:
+            ProtectedDatabaseError: The database looks like production.
+            ConnectError: The server cannot be reached.
+        """
+        from keikaku_snapshots.postgres.connect import translated
+        from keikaku_snapshots.postgres.databases import clones_in_flight, connect_maintenance
+        from keikaku_snapshots.snapshots.guards import check_protected
+        from keikaku_snapshots.snapshots.templates import drop_databases, list_templates, orphaned_spares
+
+        with self._audit.recording("clear_templates", None) as record:
+            check_protected(
+                self.url,
+                allow_protected=self._allow_protected,
+                protected_words=self._protected_words,
+                allowed_databases=self._allowed_databases,
+            )
+            with (
+                connect_maintenance(self.url, maintenance=self._maintenance) as admin,
+                translated(self.url, "dropping templates"),
+            ):
+                names = [one.database for one in list_templates(admin)]
+                # First the templates: afterwards nobody makes a spare of them.
+                dropped = drop_databases(admin, names)
+                deadline = time.monotonic() + _SPARE_WAIT_S
+                while any(clones_in_flight(admin, name) for name in names) and time.monotonic() < deadline:
+                    time.sleep(_POLL_S)
+                dropped += drop_databases(admin, orphaned_spares(admin))
+            record.note(dropped=dropped)
+        return dropped
