@@ -21,7 +21,8 @@ __all__ = ["STEPS", "Failure", "Measurement", "PerformanceReport", "read_report"
 STEPS = {
     "generate": "rows made, copied and analyzed, earlier test rows deleted first",
     "create": "a snapshot of the database, in plain format",
-    "restore": "the database brought back to that snapshot",
+    "restore": "the database brought back to that snapshot, from its file",
+    "restore_warm": "the same from the template that an earlier restore has left on the server",
     "workload": "deadline notification of all staff, mails built but not sent",
 }
 #: Raised when an older reader could misread the newer layout.
@@ -44,7 +45,7 @@ class Failure:
 class Measurement:
     """All runs of one step at one scale."""
 
-    #: ``generate``, ``create``, ``restore`` or ``workload``.
+    #: A key of `STEPS`.
     step: str
     #: ``small``, ``medium`` or ``large``.
     scale: str

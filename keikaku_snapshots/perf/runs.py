@@ -30,12 +30,14 @@ from keikaku_snapshots.perf.measuring import measured
 from keikaku_snapshots.perf.report import Failure, Measurement, PerformanceReport
 from keikaku_snapshots.perf.scales import check_scale, performance_test_scale, scales_up_to
 from keikaku_snapshots.perf.workload import send_deadline_alert_emails
-from keikaku_snapshots.postgres.connect import RetryPolicy
+from keikaku_snapshots.postgres.connect import RetryPolicy, translated
+from keikaku_snapshots.postgres.databases import connect_maintenance
 from keikaku_snapshots.postgres.url import DatabaseURL
 from keikaku_snapshots.progress import Progress
 from keikaku_snapshots.snapshots.guards import PROTECTED_WORDS, check_protected
 from keikaku_snapshots.snapshots.lock import FileLock
 from keikaku_snapshots.snapshots.manager import SnapshotManager
+from keikaku_snapshots.snapshots.templates import drop_databases, list_templates
 
 if TYPE_CHECKING:
     import os
@@ -51,7 +53,7 @@ _log = logging.getLogger("keikaku_snapshots.perf")
 USUAL_RUNS = 7
 _LOCK_NOT_AVAILABLE = "55P03"
 #: The one version of the snapshot; it is replaced by each run.
-_VERSION = "measured"
+_VERSION = "performance-run"
 
 
 def run_performance_tests(
@@ -109,11 +111,11 @@ def run_performance_tests(
     measurements: list[Measurement] = []
     with (
         _temporary(directory) as folder,
-        SnapshotManager(url, snapshot_dir=folder, **{**(manager_options or {}), **guards}) as manager,
+        _managers(url, folder, {**(manager_options or {}), **guards}) as (cold, warm),
     ):
         options = {"seed": seed, "reference_date": day, **guards}
         for name in scales_up_to(largest):
-            one = _ScaleRun(manager, driver, get_scale(name), runs, options, progress)
+            one = _ScaleRun(cold, warm, driver, get_scale(name), runs, options, progress)
             measurements += one.measure()
     return PerformanceReport(
         created_at=moment,
@@ -165,6 +167,29 @@ def _temporary(directory: str | os.PathLike[str] | None) -> Iterator[Path]:
             shutil.rmtree(ours, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _managers(
+    url: DatabaseURL, folder: Path, options: Mapping[str, Any]
+) -> Iterator[tuple[SnapshotManager, SnapshotManager]]:
+    """One that reads the file at every restore, and one that keeps templates, dropped at the end."""
+    with (
+        SnapshotManager(url, snapshot_dir=folder, **{**options, "templates": False}) as cold,
+        SnapshotManager(url, snapshot_dir=folder, **{**options, "templates": True}) as warm,
+    ):
+        try:
+            yield cold, warm
+        finally:
+            _drop_templates(url)
+
+
+def _drop_templates(url: DatabaseURL) -> None:
+    """Drop the templates of this run, and of runs that were killed: nobody has their snapshots."""
+    with contextlib.suppress(KeikakuError), connect_maintenance(url) as admin, translated(url):
+        every = list_templates(admin)
+        ours = [one for one in every if one.target == url.database and one.snapshot.endswith(f" {_VERSION}")]
+        drop_databases(admin, [one.database for one in ours])
+
+
 class _StepFailed(Exception):  # noqa: N818 - never leaves this module
     """A step has failed; the steps that need it are left out."""
 
@@ -174,6 +199,7 @@ class _ScaleRun:
     """All steps at one scale."""
 
     manager: SnapshotManager
+    warm: SnapshotManager
     driver: str
     scale: Scale
     runs: int
@@ -187,7 +213,9 @@ class _ScaleRun:
         with contextlib.suppress(_StepFailed):
             self._repeat("generate", self._generate)
             self._repeat("create", self._create)
-            self._repeat("restore", self._restore)
+            self._repeat("restore", lambda: self._restore(self.manager))
+            if self.measurements[-1].note.startswith("swap"):  # else nothing is cloned either
+                self._repeat("restore_warm", lambda: self._restore(self.warm))
             self._guarded("workload", lambda: asyncio.run(self._workload()))
         return self.measurements
 
@@ -204,8 +232,8 @@ class _ScaleRun:
         made = self.manager.create_snapshot(self.scale.name, version=_VERSION, overwrite=True)
         return f"{made.size_bytes / 1e6:.1f} MB"
 
-    def _restore(self) -> str:
-        done = self.manager.restore_snapshot(self.scale.name, version=_VERSION)
+    def _restore(self, manager: SnapshotManager) -> str:
+        done = manager.restore_snapshot(self.scale.name, version=_VERSION)
         return f"{done.strategy}: {done.reason}"
 
     async def _workload(self) -> None:

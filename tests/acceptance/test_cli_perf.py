@@ -11,6 +11,7 @@ import pytest
 from keikaku_snapshots.cli import keikaku
 from keikaku_snapshots.cli.output import Declined, Output
 from keikaku_snapshots.cli.run import run
+from keikaku_snapshots.perf.report import STEPS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,12 +58,10 @@ def test_a_run_and_its_comparison(
     code, out, err = type_("perf", "run", "--runs", "1", "--name", "before", "--reference-date", "2026-04-01")
 
     assert code == 0
-    assert [line.split()[:2] for line in out.splitlines()[1:5]] == [
-        ["generate", "small"], ["create", "small"], ["restore", "small"], ["workload", "small"],
-    ]  # fmt: skip
+    assert [line.split()[:2] for line in out.splitlines()[1:6]] == [[step, "small"] for step in STEPS]
     assert "holds         workload small under 30 s: slowest of 1: " in out
     assert "not measured  restore medium under 10 s: run with --scale medium" in out
-    assert "holds         no database timeout error: none in 4 runs" in out
+    assert "holds         no database timeout error: none in 5 runs" in out
     assert "report: perf-reports/before.html" in err
     reports = tmp_path / "perf-reports"
     assert "Performance report" in (reports / "before.html").read_text(encoding="utf-8")
@@ -71,9 +70,9 @@ def test_a_run_and_its_comparison(
     assert type_("perf", "compare", before, changed(reports / "before.json", 1.1))[0] == 0
     code, out, err = type_("perf", "compare", before, changed(reports / "before.json", 2))
     assert code == 1
-    assert "worse: generate small, create small, restore small, workload small" in err
-    assert out.count("slower") == 8
-    assert out.count("+100 %") >= 4
+    assert "worse: generate small, create small, restore small, restore_warm small, workload small" in err
+    assert out.count("slower") == 10
+    assert out.count("+100 %") >= 5
     assert type_("perf", "compare", before, changed(reports / "before.json", 2), "--threshold", "150")[0] == 0
 
     code, out, _ = type_("perf", "compare", before, changed(reports / "before.json", 2), "--json")

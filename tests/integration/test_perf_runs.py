@@ -24,7 +24,7 @@ from keikaku_snapshots.perf import run_performance_tests, runs
 from keikaku_snapshots.perf.environment import describe_environment
 from keikaku_snapshots.perf.findings import findings
 from keikaku_snapshots.perf.floors import floors
-from keikaku_snapshots.perf.report import Measurement
+from keikaku_snapshots.perf.report import STEPS, Measurement
 from keikaku_snapshots.snapshots.lock import FileLock
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ def test_every_step_is_measured_and_rows_of_ones_own_stay(database: DatabaseURL,
     )
 
     assert [(item.step, item.scale, len(item.seconds)) for item in report.measurements] == [
-        ("generate", "small", 2), ("create", "small", 2), ("restore", "small", 2), ("workload", "small", 2),
-    ]  # fmt: skip
+        (step, "small", 2) for step in STEPS
+    ]
     assert {(item.units, item.rows) for item in report.measurements} == {(10, 4_211)}
     assert [line.status for line in floors(report)] == [
         "not measured", "not measured", "holds", "not measured", "holds",
@@ -83,11 +83,17 @@ def test_every_step_is_measured_and_rows_of_ones_own_stay(database: DatabaseURL,
     assert (workload.queries, workload.note) == ((3, 3), "100 mails")
     assert all(item.memory_peak_mb for item in report.measurements)
     assert [(one.step, one.done, one.finished) for one in told if one.finished] == [
-        (f"{step} small", 3, True) for step in ("generate", "create", "restore", "workload")
+        (f"{step} small", 3, True) for step in STEPS
     ]
+    cold, warm = report.find("restore", "small"), report.find("restore_warm", "small")
+    assert cold is not None
+    assert warm is not None
+    assert (cold.note.partition(":")[0], warm.note.partition(":")[0]) == ("swap", "template")
     assert count(database, "notes") == 1
     assert count(database, "offices", "is_test_data") == 10
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".keikaku-perf.lock"]
+    with SnapshotManager(database) as manager:
+        assert database.database not in {template.target for template in manager.list_templates()}
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
@@ -200,7 +206,7 @@ def test_a_step_that_fails_is_in_the_report(
     assert [item.step for item in report.measurements if item.seconds] == {
         "generate": [],
         "restore": ["generate", "create"],
-        "workload": ["generate", "create", "restore"],
+        "workload": ["generate", "create", "restore", "restore_warm"],
     }[step]
 
 
@@ -261,3 +267,14 @@ def test_cores_are_those_that_this_process_may_use(database: DatabaseURL) -> Non
         os.sched_setaffinity(0, mine)
 
     assert facts["cores"] == 1
+
+
+def test_a_role_that_may_not_create_databases_is_measured_in_place(owner_database: DatabaseURL) -> None:
+    """Nothing can be cloned then, so no warm restore is measured, and the report says why it is slower."""
+    report = run_performance_tests(owner_database, scale="small", runs=1)
+
+    restore = report.find("restore", "small")
+    assert restore is not None
+    assert restore.note.startswith("in_place: ")
+    assert [item.step for item in report.measurements] == ["generate", "create", "restore", "workload"]
+    assert any("Restores were done in place" in finding.text for finding in findings(report))
