@@ -35,7 +35,7 @@ class CaptureNames:
     schema: str
     #: Key of the advisory lock that writers share and that waits for them: two numbers.
     lock: tuple[int, int]
-    #: SQL condition under which triggers do their work.
+    #: SQL condition under which capture functions do their work.
     active: str
 
     @property
@@ -147,11 +147,15 @@ def _capture_functions(names: CaptureNames, table: CapturedTable) -> Iterable[st
 
 
 def _guarded(names: CaptureNames, body: str) -> str:
-    """Let the application's statement pass whatever happens to ours."""
+    """Let the application's statement pass whatever happens to ours.
+
+    The switch is read here and not in WHEN, which the server parses anew for each statement.
+    """
     return (
         # A column of the user may be called "new" or "tg_op".
-        f"#variable_conflict use_column\nBEGIN\n{body}\nRETURN NULL;\nEXCEPTION WHEN OTHERS THEN\n"
-        f"  PERFORM {names.schema}.mark_broken(TG_RELID, SQLSTATE, SQLERRM);\n  RETURN NULL;\nEND"
+        f"#variable_conflict use_column\nBEGIN\nIF NOT ({names.active}) THEN RETURN NULL; END IF;\n"
+        f"BEGIN\n{body}\nEXCEPTION WHEN OTHERS THEN\n"
+        f"  PERFORM {names.schema}.mark_broken(TG_RELID, SQLSTATE, SQLERRM);\nEND;\nRETURN NULL;\nEND"
     )
 
 
@@ -179,13 +183,11 @@ def _log_rows(names: CaptureNames, table: CapturedTable, op: str, rows: str, whe
 
 
 def _log_keys(names: CaptureNames, table: CapturedTable, where: str = "") -> str:
+    """Log the keys of new rows; nothing asks for their order, so they get no number."""
     key = table.key_columns()
     kept = "".join(f", {column.kept}" for column in key)
     values = "".join(f", {_kept_value(column.identifier, column.cast)}" for column in key)
-    return (
-        f"INSERT INTO {names.log(table)} (seq, op{kept})"
-        f" SELECT {_next(names)}, '+'{values} FROM new_rows{where};"
-    )
+    return f"INSERT INTO {names.log(table)} (op{kept}) SELECT '+'{values} FROM new_rows{where};"
 
 
 def _insert(names: CaptureNames, table: CapturedTable) -> str:
@@ -229,14 +231,12 @@ def _triggers(names: CaptureNames, table: CapturedTable, member: Member) -> str:
     """Triggers of one table; ALWAYS, because loaders that set session_replication_role must not escape."""
     target = member.identifier
     schema, number = names.schema, table.number
-    when = f"WHEN ({names.active})"
     made: dict[str, str] = {
-        "write": "BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {on} {when} EXECUTE FUNCTION {schema}.begin_write()"
+        "write": "BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {on} EXECUTE FUNCTION {schema}.begin_write()"
     }
     if table.is_inherited:
         made["row"] = (
-            "AFTER INSERT OR UPDATE OR DELETE ON {on} FOR EACH ROW {when}"
-            " EXECUTE FUNCTION {schema}.row_{number}()"
+            "AFTER INSERT OR UPDATE OR DELETE ON {on} FOR EACH ROW EXECUTE FUNCTION {schema}.row_{number}()"
         )
     else:
         transitions = {
@@ -246,16 +246,14 @@ def _triggers(names: CaptureNames, table: CapturedTable, member: Member) -> str:
         }
         for what, referencing in transitions.items():
             made[what] = (
-                f"AFTER {what.upper()} ON {{on}} REFERENCING {referencing} {{when}}"
+                f"AFTER {what.upper()} ON {{on}} REFERENCING {referencing}"
                 f" EXECUTE FUNCTION {{schema}}.{what}_{{number}}()"
             )
     if member.holds_rows:
-        made["write_truncate"] = (
-            "BEFORE TRUNCATE ON {on} {when} EXECUTE FUNCTION {schema}.truncate_{number}()"
-        )
+        made["write_truncate"] = "BEFORE TRUNCATE ON {on} EXECUTE FUNCTION {schema}.truncate_{number}()"
     return "".join(
         f"CREATE TRIGGER {schema}_{what} "
-        + text.format(on=target, when=when, schema=schema, number=number)
+        + text.format(on=target, schema=schema, number=number)
         + f";\nALTER TABLE {target} ENABLE ALWAYS TRIGGER {schema}_{what};\n"
         for what, text in made.items()
     )
