@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import statistics
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -178,7 +179,7 @@ def _check_version(document: dict[str, Any]) -> None:
 
 
 def _measurement(given: dict[str, Any]) -> Measurement:
-    return Measurement(
+    found = Measurement(
         step=str(given["step"]),
         scale=str(given["scale"]),
         units=int(given["units"]),
@@ -189,3 +190,6 @@ def _measurement(given: dict[str, Any]) -> Measurement:
         note=str(given["note"]),
         failures=tuple(Failure(**failure) for failure in given["failures"]),
     )
+    if found.units < 1 or not all(0 < value < math.inf for value in found.seconds):
+        raise ValueError(f"{found.title} has {found.units} units and takes {found.seconds} seconds")
+    return found

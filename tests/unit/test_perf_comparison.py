@@ -275,6 +275,27 @@ class TestFiles:
                         read_report(file)
                     place[name] = kept
 
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("seconds", [0.0]),
+            ("seconds", [-1]),
+            ("seconds", [math.nan]),
+            ("seconds", [math.inf]),
+            ("units", 0),
+        ],
+    )
+    def test_numbers_that_nobody_measured_are_refused(
+        self, tmp_path: Path, field: str, value: object
+    ) -> None:
+        """A report edited by hand must not divide by nothing."""
+        document = report(measurement()).to_document()
+        document["measurements"][0][field] = value
+        (tmp_path / "x.json").write_text(json.dumps(document), encoding="utf-8")
+
+        with pytest.raises(UsageError, match="no performance report"):
+            read_report(tmp_path / "x.json")
+
     def test_values_are_frozen(self) -> None:
         """A report cannot be changed by mistake."""
         with pytest.raises(dataclasses.FrozenInstanceError):
