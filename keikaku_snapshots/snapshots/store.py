@@ -13,6 +13,7 @@ import logging
 import os
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -343,10 +344,12 @@ class SnapshotStore:
             Each chosen one with the error that kept it, or None when it was deleted.
         """
         outcomes: Outcomes = []
+        gone: set[str] = set()
         with self._translated(doing), self._directory_lock(doing):
             for snapshot in choose(self._disk.snapshots(name)):
                 try:
-                    self._delete(snapshot)
+                    if canonical_name(snapshot) not in gone:
+                        gone |= self._delete(snapshot)
                 except (KeikakuError, OSError) as error:
                     outcomes.append((snapshot, _known(error, doing, snapshot.path)))
                 else:
@@ -481,13 +484,34 @@ class SnapshotStore:
                         "%s %s is still there in its old format: %s", other.name, other.version, error
                     )
 
-    def _delete(self, snapshot: Snapshot) -> None:
+    def _delete(self, snapshot: Snapshot) -> set[str]:
+        """Delete a version, and first what it replaced in another format, which must not count again.
+
+        Returns:
+            The lasting names of the data that is gone.
+        """
         current = self._disk.load(canonical_name(snapshot))
         if current is None:
             raise self._disk.not_found(snapshot.name, snapshot.version, self._disk.snapshots(snapshot.name))
-        remove_snapshot(
-            self._disk, current, first=lambda: self._refresh_link_or_log(snapshot.name, without=current)
-        )
+        doomed = [*self._replaced_by(current), current]
+        for item in doomed:
+            without = partial(self._refresh_link_or_log, snapshot.name, without=item)
+            remove_snapshot(self._disk, item, first=without)
+        return {canonical_name(item) for item in doomed}
+
+    def _replaced_by(self, current: Snapshot) -> Snapshots:
+        """What an overwrite in another format left of the version before when it was stopped.
+
+        A file without manifest is not that: somebody put it there.
+        """
+        return [
+            item
+            for item in self._disk.snapshots(current.name)
+            if item.version == current.version
+            and item.manifest is not None
+            and current.manifest is not None
+            and item.manifest.sequence < current.manifest.sequence
+        ]
 
     def _refresh_link_or_log(self, name: str, without: Snapshot | None = None) -> None:
         """Bring every link of a name up to date; it is a cache, so failing is only logged."""

@@ -168,6 +168,62 @@ def test_failing_at_any_operation_leaves_only_whole_snapshots(
     pytest.fail("the work never ended")
 
 
+def overwrite_as_archive(path: Path, files: FileSystem) -> None:
+    """Replace the second version, which is plain, by one in the custom format."""
+    write(store_at(path, files), "two again", SECOND, overwrite=True, format="custom")
+
+
+@pytest.mark.parametrize("how", ["delete", "delete_old"])
+def test_what_a_killed_overwrite_replaced_goes_with_its_version(
+    how: str, directories: Callable[[LatestMode], Path]
+) -> None:
+    """FAULTS 49: an overwrite in another format is killed anywhere; deleting the version deletes both."""
+    both = 0
+    for at in range(MANY):
+        path = directories("symlink")
+        died = run_killed(partial(overwrite_as_archive, path), at)
+        store = store_at(path)
+        both += len(store.list("app")) == 3
+        if how == "delete":
+            assert store.find("app").version == SECOND
+            store.delete(store.find("app"))
+            assert valid(store) == {f"app {FIRST}": "one"}
+        else:
+            write(store, "three", THIRD)
+            store.delete_old("app", 1)
+            assert valid(store) == {f"app {THIRD}": "three"}
+        if not died:
+            assert both, "the harness stopped between the two formats"
+            return
+    pytest.fail("the overwrite never ended")
+
+
+def test_a_deletion_killed_anywhere_brings_no_replaced_format_back(
+    directories: Callable[[LatestMode], Path],
+) -> None:
+    """FAULTS 49: of a version in two formats the one that was replaced goes first."""
+
+    def delete(path: Path, files: FileSystem) -> None:
+        store_at(path, files).delete(store_at(path).find("app"))
+
+    for between in range(MANY):
+        path = directories("symlink")
+        assert run_killed(partial(overwrite_as_archive, path), between), "it stopped between the formats"
+        if len(store_at(path).list("app")) == 3:
+            break
+    for at in range(MANY):
+        path = directories("symlink")
+        assert run_killed(partial(overwrite_as_archive, path), between)
+        died = run_killed(partial(delete, path), at)
+        for store in (store_at(path), store_at(path)):
+            newest = store.find("app")
+            assert newest.path.read_text() == ("two again" if newest.version == SECOND else "one")
+            store.sweep()
+        if not died:
+            return
+    pytest.fail("the deletion never ended")
+
+
 @pytest.mark.parametrize("name", ["publish", "overwrite", "delete"])
 def test_an_error_before_the_commit_means_that_nothing_happened(
     name: str, directories: Callable[[LatestMode], Path]
