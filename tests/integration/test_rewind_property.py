@@ -153,7 +153,7 @@ def databases(server: Server) -> Iterator[dict[str, DatabaseURL]]:
 
 
 @pytest.mark.parametrize("role", ["postgres", "keikaku_owner"])
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(tables=TABLES, sessions=SESSIONS)
 def test_everything_is_byte_identical(
     databases: dict[str, DatabaseURL],
