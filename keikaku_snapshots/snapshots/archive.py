@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import stat
 import struct
 import tempfile
 from dataclasses import dataclass
@@ -37,6 +39,8 @@ _RELKIND_SINCE: Final = (1, 16)
 _SUFFIXES: Final = ("", ".gz", ".lz4", ".zst")
 #: More than any table of contents has; a damaged length must not take all memory.
 _LARGEST_BYTES: Final = 1 << 30
+#: More than stands in front of the entries: names and versions have at most 64 characters or so.
+_HEAD_BYTES: Final = 4096
 
 
 class Section(IntEnum):
@@ -146,6 +150,35 @@ def read_contents(directory: int, name: str) -> Contents | None:
     return parse_contents(data, name)
 
 
+def major_of(descriptor: int, name: str) -> int:
+    """Return the major version of the pg_dump that made an archive.
+
+    Args:
+        descriptor: The open archive file, or directory.
+        name: What to call it in errors.
+
+    Raises:
+        SnapshotCorruptError: Its beginning does not say so.
+        OSError: It cannot be read.
+    """
+    if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+        descriptor = os.open(TOC_FILE, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=descriptor)
+        try:
+            head = os.pread(descriptor, _HEAD_BYTES, 0)
+        finally:
+            os.close(descriptor)
+    else:
+        head = os.pread(descriptor, _HEAD_BYTES, 0)
+    try:
+        # Such as 18.6, 18.6 (Debian ...), 19devel.
+        found = re.match(rb"[0-9]+", _Reader(head, (head[5], head[6])).maker())
+    except IndexError:
+        found = None
+    if found is None or not head.startswith(ARCHIVE_MAGIC):
+        raise _corrupt(name, "its beginning does not say which pg_dump made it")
+    return int(found[0])
+
+
 def parse_contents(data: bytes, name: str) -> Contents | None:
     """Read the bytes of ``toc.dat``; see `read_contents`."""
     if not is_directory_archive(data):
@@ -168,15 +201,19 @@ class _Reader:
         self._int_bytes = data[8]
         self._position = 11
 
-    def contents(self) -> Contents:
+    def maker(self) -> bytes:
+        """Read the head of the archive; returns the version of the pg_dump that made it."""
         if self._version >= _BYTE_COMPRESSION_SINCE:
             self._position += 1
         else:
             self._number()
         for _ in range(7):  # when it was made: seconds to daylight saving
             self._number()
-        for _ in range(3):  # database, version of the server, version of pg_dump
-            self._bytes()
+        self._bytes(), self._bytes()  # database, version of the server
+        return self._bytes()
+
+    def contents(self) -> Contents:
+        self.maker()
         entries: list[Entry] = []
         section = Section.PRE_DATA
         for _ in range(self._number()):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from keikaku_snapshots.snapshots.audit import AuditLog
-    from keikaku_snapshots.snapshots.manifest import Manifest, Snapshot
+    from keikaku_snapshots.snapshots.manifest import Snapshot
     from keikaku_snapshots.snapshots.reading import OpenSnapshot
     from keikaku_snapshots.snapshots.retention import PrunePlan, RetentionPolicy
     from keikaku_snapshots.snapshots.store import Snapshots, SnapshotStore
@@ -83,7 +83,7 @@ class FileMethods:
         Args:
             name: Its name, or the snapshot itself.
             version: Its version; the newest one, valid or not, if None.
-            trust: Take a file that has no manifest too; only its form can be checked then.
+            trust: Take a file that has no manifest too, and read it as a restore would.
 
         Returns:
             What was checked.
@@ -103,7 +103,7 @@ class FileMethods:
         checks = ["manifest", "size", "SHA-256", "header and end"]
         with self._store.reading(snapshot, wait_s=self._lock_wait_s, trust=trust) as opened:
             if trust and opened.snapshot.manifest is None:
-                return _read_on_trust(opened, begun)
+                return self._read_on_trust(opened, begun)
             file = opened.check()
             if snapshot.format == "json":
                 from keikaku_snapshots.snapshots.rows_file import check_rows_file
@@ -118,17 +118,47 @@ class FileMethods:
             if snapshot.format == "directory":
                 checks[-1] = "every part"
             if snapshot.format in {"custom", "directory"}:
-                self._read_archive(opened.fileno(), opened.path.name, opened.snapshot.manifest)
+                self._read_archive(opened)
                 checks.append("archive read as a whole")
             opened.check_unchanged()
         return Verification(snapshot, file.sha256, file.size_bytes, tuple(checks), time.monotonic() - begun)
 
-    def _read_archive(self, descriptor: int, name: str, manifest: Manifest | None) -> None:
+    def _read_archive(self, opened: OpenSnapshot) -> None:
+        """Have pg_restore of the right version read all of it."""
         from keikaku_snapshots.postgres.tools import find_tools
+        from keikaku_snapshots.snapshots.archive import major_of
         from keikaku_snapshots.snapshots.dump_files import check_archive
 
-        if manifest is not None:
-            check_archive(find_tools(manifest.server_major, configured=self._pg_bin), descriptor, name)
+        manifest, descriptor, name = opened.snapshot.manifest, opened.fileno(), opened.path.name
+        major = manifest.server_major if manifest else major_of(descriptor, name)
+        check_archive(find_tools(major, configured=self._pg_bin), descriptor, name)
+
+    def _read_on_trust(self, opened: OpenSnapshot, begun: float) -> Verification:
+        """Read a file without a manifest as a restore of it would before it touches anything."""
+        from keikaku_snapshots.snapshots.dump_script import Script
+        from keikaku_snapshots.snapshots.rows_file import check_rows_file
+        from keikaku_snapshots.snapshots.unpack import packed_as, read_packed
+        from keikaku_snapshots.snapshots.verify import Verification, check_shape
+
+        snapshot, name = opened.snapshot, opened.path.name
+        file = opened.hash()
+        if snapshot.format == "json":
+            check_rows_file(opened.fileno(), str(opened.path), None)
+            checks = ["JSON read as a whole"]
+        elif packed_as(snapshot) is not None:
+            read_packed(opened)
+            checks = ["unpacked", "header and end"]
+        else:
+            check_shape(opened.fileno(), snapshot.format, name)
+            checks = ["header and end"]
+        if snapshot.format == "plain" and packed_as(snapshot) is None:
+            with Script(opened.fileno(), name) as script:
+                checks += ["every statement"] if script.parts else []
+        if snapshot.format in {"custom", "directory"}:
+            self._read_archive(opened)
+            checks.append("archive read as a whole")
+        opened.check_unchanged()
+        return Verification(snapshot, file.sha256, file.size_bytes, tuple(checks), time.monotonic() - begun)
 
     # -- naming ----------------------------------------------------------------------
 
@@ -298,28 +328,3 @@ class FileMethods:
                 raise
             record.note(deleted=done.deleted_names)
         return done
-
-
-def _read_on_trust(opened: OpenSnapshot, begun: float) -> Verification:
-    """Read a file without a manifest as a restore of it would before it touches anything."""
-    from keikaku_snapshots.snapshots.dump_script import Script
-    from keikaku_snapshots.snapshots.rows_file import check_rows_file
-    from keikaku_snapshots.snapshots.unpack import packed_as, read_packed
-    from keikaku_snapshots.snapshots.verify import Verification, check_shape
-
-    snapshot, name = opened.snapshot, opened.path.name
-    file = opened.hash()
-    if snapshot.format == "json":
-        check_rows_file(opened.fileno(), str(opened.path), None)
-        checks = ["JSON read as a whole"]
-    elif packed_as(snapshot) is not None:
-        read_packed(opened)
-        checks = ["unpacked", "header and end"]
-    else:
-        check_shape(opened.fileno(), snapshot.format, name)
-        checks = ["header and end"]
-    if snapshot.format == "plain" and packed_as(snapshot) is None:
-        with Script(opened.fileno(), name) as script:
-            checks += ["every statement"] if script.parts else []
-    opened.check_unchanged()
-    return Verification(snapshot, file.sha256, file.size_bytes, tuple(checks), time.monotonic() - begun)

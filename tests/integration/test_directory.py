@@ -390,6 +390,33 @@ def test_a_directory_made_by_hand_is_taken_on_trust(
     assert len(started) == (0 if "--inserts" in options else 2)
 
 
+@pytest.mark.parametrize("form", ["directory", "custom"])
+def test_an_archive_without_manifest_is_verified_as_a_whole(
+    server: Server, small: SnapshotManager, form: str
+) -> None:
+    """FAULTS 7: a cut in the rows is found by `verify --trust`, not only by the restore."""
+    path = small.directory / ("hand_made.dir" if form == "directory" else "hand_made.dump")
+    raw_dump(server, small.url, path, *(["-Fc"] if form == "custom" else []))
+    assert small.verify_snapshot("hand", trust=True).checks == ("header and end", "archive read as a whole")
+    rows = max([path] if path.is_file() else path.glob("*.dat.gz"), key=lambda one: one.stat().st_size)
+    rows.write_bytes(rows.read_bytes()[:-20])
+    with pytest.raises(SnapshotCorruptError, match=r"reading hand_made"):
+        small.verify_snapshot("hand", trust=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"PGDMP", b"PGDMP\x01\x10\x00\x04\x08\x03", b"PGDMX" + bytes(4096)])
+def test_what_does_not_say_who_made_it_is_no_archive(tmp_path: Path, content: bytes) -> None:
+    """FAULTS 1: a head that was cut or changed is a damaged file, not an accident."""
+    (tmp_path / archive.TOC_FILE).write_bytes(content)
+    for path, flags in ((tmp_path, os.O_DIRECTORY), (tmp_path / archive.TOC_FILE, 0)):
+        descriptor = os.open(path, os.O_RDONLY | flags)
+        try:
+            with pytest.raises(SnapshotCorruptError, match="which pg_dump made it"):
+                archive.major_of(descriptor, "x")
+        finally:
+            os.close(descriptor)
+
+
 def test_a_directory_that_would_run_a_program_is_refused(
     server: Server, make_database: MakeDatabase, tmp_path: Path
 ) -> None:
