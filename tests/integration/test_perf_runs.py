@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from collections import deque
 from datetime import date
 from functools import partial
@@ -96,15 +99,14 @@ def test_every_step_is_measured_and_rows_of_ones_own_stay(database: DatabaseURL,
         assert database.database not in {template.target for template in manager.list_templates()}
 
 
-@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
-def test_the_workload_uses_the_applications_driver(database: DatabaseURL, driver: str) -> None:
+def test_the_workload_uses_the_applications_driver(database: DatabaseURL) -> None:
     """An application on asyncpg is measured on asyncpg."""
-    report = run_performance_tests(database.for_sqlalchemy(driver), scale="small", runs=1)
+    report = run_performance_tests(database.for_sqlalchemy("asyncpg"), scale="small", runs=1)
 
     workload = report.find("workload", "small")
     assert workload is not None
     assert len(workload.seconds) == 1
-    assert report.environment["workload_driver"] == driver
+    assert report.environment["workload_driver"] == "asyncpg"
 
 
 @pytest.mark.usefixtures("_nothing_is_measured")
@@ -278,3 +280,41 @@ def test_a_role_that_may_not_create_databases_is_measured_in_place(owner_databas
     assert restore.note.startswith("in_place: ")
     assert [item.step for item in report.measurements] == ["generate", "create", "restore", "workload"]
     assert any("Restores were done in place" in finding.text for finding in findings(report))
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from keikaku_snapshots.perf import runs
+from keikaku_snapshots.postgres.url import DatabaseURL
+
+url, directory = DatabaseURL.parse(sys.argv[1]), Path(sys.argv[2])
+with runs._temporary(directory) as folder, runs._managers(url, folder, {}) as (cold, warm):
+    cold.create_snapshot("small", version=runs._VERSION)
+    warm.restore_snapshot("small", version=runs._VERSION)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next_one(
+    database: DatabaseURL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kill -9 between two warm restores: its snapshot and its template are gone after the next run."""
+
+    def templates() -> list[str]:
+        with SnapshotManager(database) as manager:
+            return [one.database for one in manager.list_templates() if one.target == database.database]
+
+    with psycopg.connect(database.text) as connection:
+        connection.execute("CREATE TABLE notes AS SELECT 'mine' AS text")
+    done = subprocess.run([sys.executable, "-c", KILLED, database.text, str(tmp_path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(templates()) == 1
+    assert (tmp_path / ".keikaku-perf").exists()
+
+    monkeypatch.setattr(runs._ScaleRun, "measure", lambda self: [_measurement(self.scale.name)])
+    run_performance_tests(database, scale="small", runs=1, directory=tmp_path)
+
+    assert templates() == []
+    assert not (tmp_path / ".keikaku-perf").exists()
+    assert count(database, "notes") == 1
