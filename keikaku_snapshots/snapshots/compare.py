@@ -12,10 +12,12 @@ import contextlib
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeAlias
 
-from keikaku_snapshots.errors import ParameterTypeError, UsageError
+from keikaku_snapshots.errors import LockBusyError, ParameterTypeError, UsageError
 from keikaku_snapshots.postgres import catalog
+from keikaku_snapshots.postgres.rewrites import were_rewritten
 from keikaku_snapshots.snapshots.compare_sources import live_side, snapshot_side
 from keikaku_snapshots.snapshots.compare_tables import table_differences
 from keikaku_snapshots.snapshots.compare_test_rows import check_sides, rows_side
@@ -24,11 +26,12 @@ from keikaku_snapshots.snapshots.comparison import (
     Comparison,
     LargeObjectDifference,
     SequenceDifference,
+    TableDifference,
 )
 from keikaku_snapshots.snapshots.manifest import Snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from keikaku_snapshots.postgres.url import DatabaseURL
@@ -38,8 +41,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("keikaku_snapshots.compare")
 
+_Read: TypeAlias = "tuple[Side, Side, list[TableDifference]]"
+
 #: What stands for the database instead of a snapshot.
 LIVE: Final = "live"
+#: How often the rows are read when each time a table is emptied before it was its turn.
+_READINGS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +88,7 @@ def compare(
         UsageError: A side cannot be understood, or both are the database.
         SnapshotNotFoundError: There is no such snapshot.
         SnapshotCorruptError: A file is damaged.
+        LockBusyError: Tables of the database are emptied again and again.
     """
     begun = time.monotonic()
     if isinstance(options.rows, bool) or not isinstance(options.rows, int):
@@ -90,11 +98,7 @@ def compare(
     found = [resolve(store, side) for side in sides]
     if found == [None, None]:
         raise UsageError("both sides are the live database", hint="Name a snapshot for one of them.")
-    with contextlib.ExitStack() as stack:
-        before, after = _open_sides(stack, store, url, found, options)
-        tables = table_differences(
-            before, after, keep=options.rows, directory=store.directory, progress=progress
-        )
+    before, after, tables = _read_again(partial(_read, store, url, found, options, progress))
     schema = schema_lines(before, after)
     sequences = sequence_differences(before.sequences, after.sequences)
     large_objects = large_object_difference(before.large_objects, after.large_objects)
@@ -137,6 +141,33 @@ def resolve(store: SnapshotStore, side: object) -> Snapshot | None:
         return None
     name, at, version = side.partition("@")
     return store.find(name, version if at else None)
+
+
+def _read_again(read: Callable[[], _Read]) -> _Read:
+    """Read again when a table was emptied and filled under our eyes; who did it has ended by then."""
+    for _ in range(_READINGS - 1):
+        try:
+            return read()
+        except LockBusyError as error:
+            if not were_rewritten(error):
+                raise
+            log.info("comparing again: %s", error.what)
+    return read()
+
+
+def _read(
+    store: SnapshotStore,
+    url: DatabaseURL | None,
+    found: list[Snapshot | None],
+    options: CompareOptions,
+    progress: ProgressCallback | None,
+) -> _Read:
+    with contextlib.ExitStack() as stack:
+        before, after = _open_sides(stack, store, url, found, options)
+        tables = table_differences(
+            before, after, keep=options.rows, directory=store.directory, progress=progress
+        )
+    return before, after, tables
 
 
 def _open_sides(

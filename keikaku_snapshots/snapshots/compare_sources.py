@@ -22,6 +22,7 @@ from psycopg import sql
 from keikaku_snapshots.errors import DatabaseInUseError, SnapshotCorruptError
 from keikaku_snapshots.postgres import catalog
 from keikaku_snapshots.postgres.connect import connect, server_info, translated
+from keikaku_snapshots.postgres.rewrites import refuse_rewritten
 from keikaku_snapshots.postgres.tools import (
     DUMP_SETTINGS,
     find_tools,
@@ -262,12 +263,15 @@ def live_side(url: DatabaseURL, *, lock_timeout_s: float, test_rows: Scope | Non
         ConnectError: The server cannot be reached.
         AccessDeniedError: The role may not read a table, or row security hides rows from it.
         DatabaseInUseError: Another session alters a table; the text says which.
+        LockBusyError: At the end of the block: a table was emptied before it was read.
     """
     try:
         with connect(url, statement_timeout_s=0, lock_timeout_s=lock_timeout_s) as connection:
             with translated(url, "reading the catalog"):
                 side = live_rows(connection, url, test_rows) if test_rows else _live(connection, url)
             yield side
+            with translated(url, "looking for tables that were emptied meanwhile"):
+                refuse_rewritten(connection, url)
     except DatabaseInUseError as error:
         named = in_use(url)
         raise DatabaseInUseError(

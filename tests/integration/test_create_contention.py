@@ -87,3 +87,17 @@ def test_a_snapshot_waits_for_who_fills_a_table(database: DatabaseURL, tmp_path:
         until_somebody_waits(database)
         other.execute("COMMIT")
         assert making.result().row_counts["public.stock"] == 10
+
+
+@pytest.mark.parametrize("kind", [("plain", None), ("directory", None), ("json", None)], ids=str)
+def test_a_comparison_waits_for_who_fills_a_table(database: DatabaseURL, tmp_path: Path, kind: Kind) -> None:
+    """The live side of a comparison is not taken for empty either."""
+    bookstore.run(database, bookstore.SCHEMA + REFILL)
+    manager = SnapshotManager(database, tmp_path, minimum_free_mb=1)
+    manager.create_snapshot("app", **bookstore.options_of(kind))
+    with connect(database) as other, ThreadPoolExecutor(1) as beside:
+        other.execute(f"BEGIN; {REFILL}")
+        comparing = beside.submit(manager.compare_snapshots, "app", "live")
+        until_somebody_waits(database)
+        other.execute("COMMIT")
+        assert comparing.result().same
