@@ -170,7 +170,7 @@ def test_what_is_not_available_is_refused_before_anything_is_done(
 @pytest.mark.parametrize(
     "options",
     [
-        {"strategy": "template"},
+        {"strategy": "clone"},
         {"strategy": "fast"},
         {"on_schema_mismatch": "maybe"},
         {"clean_existing": False},
