@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from html import escape
 from pathlib import Path
@@ -93,9 +94,15 @@ def _verdict(lines: Sequence[Floor]) -> str:
 
 def _findings(report: PerformanceReport) -> str:
     items = []
+    in_japanese = os.environ.get("KEIKAKU_LANG", "").lower().startswith("ja")
     for finding in findings(report):
-        advice = f'<br><span class="advice">→ {escape(finding.advice)}</span>' if finding.advice else ""
-        items.append(f'<li class="{finding.kind}">{escape(finding.text)}{advice}</li>')
+        words = [escape(finding.text)]
+        if finding.advice:
+            words.append(f'<span class="advice">→ {escape(finding.advice)}</span>')
+        if in_japanese:
+            advice_ja = f"<br>→ {escape(finding.advice_ja)}" if finding.advice_ja else ""
+            words.append(f'<span class="ja" lang="ja">{escape(finding.text_ja)}{advice_ja}</span>')
+        items.append(f'<li class="{finding.kind}">{"<br>".join(words)}</li>')
     return f'<ul class="findings">{"".join(items)}</ul>'
 
 

@@ -151,6 +151,49 @@ class TestFindings:
         assert "another session is connected" in texts(given, "note")
 
 
+EVERYTHING = (
+    whole("small", "medium", factor=20, runs=3),
+    whole("small"),
+    report(measurement((), failures=(TIMEOUT,))),
+    report(measurement((), "create", failures=(Failure("DiskFullError", "no room"),))),
+    report(measurement(step="workload", queries=(11_003,))),
+    report(measurement(times(0.1), scale="small", units=10), measurement(times(3))),
+    report(measurement(times(2), "generate"), measurement((*BASE[:-1], 5.0), note="in_place: a session")),
+    report(measurement(times(0.3), "generate"), measurement(times(1))),
+    whole(
+        "medium",
+        environment={"round_trip_ms": 9.0, "server_settings": {"fsync": "off", "shared_buffers": "128MB"}},
+    ),
+)
+
+
+class TestJapanese:
+    """KEIKAKU_LANG=ja."""
+
+    def test_every_finding_and_advice_has_a_japanese_one(self) -> None:
+        """What is said in English is said in Japanese, with the same numbers."""
+        found = [finding for given in EVERYTHING for finding in findings(given)]
+
+        assert len({finding.advice for finding in found}) >= 14
+        for finding in found:
+            assert re.search(r"[ぁ-ん]|: ", finding.text_ja), finding
+            assert bool(finding.advice_ja) == bool(finding.advice), finding
+            assert finding.advice == "" or re.search(r"[ぁ-ん]", finding.advice_ja), finding
+            for number in re.findall(r"\d+\.\d", finding.text):
+                assert number in finding.text_ja, finding
+
+    def test_the_page_has_them_when_they_are_wanted(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Both languages, so that a colleague without Japanese can read it too."""
+        given = whole("small", "medium")
+        assert "ja" not in re.findall(r'lang="(\w+)"', write_page(given, "x.json"))
+        monkeypatch.setenv("KEIKAKU_LANG", "ja")
+        page = write_page(given, "x.json")
+
+        assert page.count('lang="ja"') == len(findings(given))
+        assert "5 個の基準のうち 5 個を計測し、満たしています。" in page
+        assert "5 of 5 limits" in page
+
+
 class _Tags(HTMLParser):
     """Notes tags that are not closed, addresses and scripts."""
 
