@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from tests.servers import connect
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from keikaku_snapshots.postgres.url import DatabaseURL
 
 _LIMIT_S = 20.0
@@ -28,3 +30,11 @@ def until_somebody_waits(url: DatabaseURL, sessions: int = 1) -> None:
                 return
             assert time.monotonic() < deadline, "nobody waits for a lock"
             time.sleep(0.01)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Return as soon as a condition holds."""
+    deadline = time.monotonic() + _LIMIT_S
+    while not condition():
+        assert time.monotonic() < deadline, "it never came about"
+        time.sleep(0.01)

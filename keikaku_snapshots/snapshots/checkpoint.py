@@ -298,13 +298,17 @@ def _limits(connection: Connection, tables: Sequence[CapturedTable]) -> list[str
         "SELECT (SELECT count(*) FROM pg_catalog.pg_largeobject_metadata),"
         " (SELECT count(*) FROM pg_catalog.pg_foreign_table),"
         " (SELECT string_agg(s.seqrelid::regclass::text, ', ') FROM pg_catalog.pg_sequence s"
-        "  WHERE s.seqcache > 1)"
+        "  WHERE s.seqcache > 1),"
+        " (SELECT count(*) FROM pg_catalog.pg_subscription s"
+        "  JOIN pg_catalog.pg_database d ON d.oid = s.subdbid WHERE d.datname = current_database())"
     ).fetchone()
-    large_objects, foreign_tables, cached = row or (0, 0, None)
+    large_objects, foreign_tables, cached, subscriptions = row or (0, 0, None, 0)
     if large_objects:
         warnings.append("large objects do not go back (their oids in tables do)")
     if foreign_tables:
         warnings.append("rows of foreign tables do not go back")
+    if subscriptions:
+        warnings.append("what logical replication applies to this database does not go back")
     if cached:
         warnings.append(f"other sessions keep values of sequences with CACHE above 1: {cached}")
     without_key = [table.name.text for table in tables if not table.key]

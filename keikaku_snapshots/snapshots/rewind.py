@@ -155,6 +155,10 @@ class Rewinder:
                 "default_transaction_read_only = off",
             ):
                 self._connection.execute(f"SET {setting}")
+            self._connection.execute(
+                "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings"
+                " WHERE name = 'transaction_timeout'"
+            )
             self._is_replica = _rest(self._connection)
             self._wait_ms = -1
         wait_ms = max(1, round(wait_s * 1000))

@@ -247,6 +247,23 @@ CASES = {
         "CREATE TABLE td PARTITION OF t DEFAULT; INSERT INTO t SELECT i % 3, '{}' FROM generate_series(1, 12) i",
         ("UPDATE t SET k = 1 WHERE k = 0; DELETE FROM td; INSERT INTO t VALUES (1, '{}'), (2, '{ }')",),
     ),
+    "partitions with references and triggers": Case(
+        "CREATE TABLE p (id int PRIMARY KEY, v text) PARTITION BY RANGE (id);"
+        "CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (50); CREATE TABLE p2 PARTITION OF p DEFAULT;"
+        "CREATE TABLE c (id int, p_id int REFERENCES p ON DELETE CASCADE ON UPDATE CASCADE, PRIMARY KEY (id))"
+        " PARTITION BY HASH (id); CREATE TABLE c0 PARTITION OF c FOR VALUES WITH (MODULUS 2, REMAINDER 0);"
+        "CREATE TABLE c1 PARTITION OF c FOR VALUES WITH (MODULUS 2, REMAINDER 1);"
+        "CREATE FUNCTION shout() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN NEW.v := NEW.v || '!'; RETURN NEW; END $$;"
+        "CREATE TRIGGER shout BEFORE UPDATE ON p FOR EACH ROW EXECUTE FUNCTION shout();"
+        "ALTER TABLE p2 DISABLE TRIGGER shout;"
+        "INSERT INTO p SELECT i, 'p' || i FROM generate_series(1, 90, 10) i;"
+        "INSERT INTO c SELECT i, 1 + 10 * (i % 9) FROM generate_series(1, 27) i",
+        (
+            "UPDATE p SET v = 'x'; DELETE FROM p WHERE id = 21; INSERT INTO p VALUES (7, 'new')",
+            "UPDATE c SET p_id = 7 WHERE id < 6; UPDATE p SET id = id + 48 WHERE id IN (1, 11)",
+        ),
+    ),
     "inheritance": Case(
         "CREATE TABLE p (id int PRIMARY KEY, v text); CREATE TABLE c (more text, PRIMARY KEY (id)) INHERITS (p);"
         "INSERT INTO p SELECT i, 'p' FROM generate_series(1, 5) i;"

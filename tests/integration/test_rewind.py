@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +11,7 @@ from psycopg.errors import UndefinedTable
 from keikaku_snapshots import SnapshotManager
 from keikaku_snapshots.errors import DatabaseInUseError, ProtectedDatabaseError, SnapshotNotFoundError
 from tests.servers import connect
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -130,6 +132,34 @@ def test_protected_databases_are_refused(server: Server, make_database: MakeData
     with SnapshotManager(url, tmp_path, allow_protected=True) as manager:
         manager.checkpoint()
         manager.rewind()
+
+
+def test_close_gives_the_connection_back(shared_database: DatabaseURL) -> None:
+    """The manager keeps one connection for rewinds, until `close`."""
+    run(shared_database, SHOP)
+    kept = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'keikaku_snapshots rewind'"
+    with connect(shared_database) as connection:
+        with SnapshotManager(shared_database) as manager:
+            manager.checkpoint()
+            manager.rewind()
+            manager.rewind()
+            assert connection.execute(kept).fetchone() == (1,)
+        until(lambda: connection.execute(kept).fetchone() == (0,))
+
+
+def test_the_awaitable_block_goes_back(shared_database: DatabaseURL) -> None:
+    """`async with manager.aio.rewinding()` is the same for fixtures that await."""
+    run(shared_database, SHOP)
+    before = state(shared_database)
+
+    async def work() -> int:
+        async with SnapshotManager(shared_database).aio as manager:
+            async with manager.rewinding():
+                run(shared_database, "DELETE FROM offices")
+            return (await manager.rewind()).rows
+
+    assert asyncio.run(work()) == 0
+    assert state(shared_database) == before
 
 
 def test_the_block_form_goes_back_after_an_error(shared_database: DatabaseURL) -> None:
