@@ -44,7 +44,8 @@
     │   ├── NotNullError                                                   26
     │   └── CheckError                                                     26
     ├── MemoryLimitError (MemoryError)                                     27
-    └── SchemaDriftError                                                   28
+    ├── SchemaDriftError                                                   28
+    └── FileOperationError (OSError)                                       30
 
 The number is the exit code of the command line; codes never change their
 meaning, and any code that is not listed is a failure. Every class is also the
@@ -469,4 +470,19 @@ class SchemaDriftError(KeikakuError):
     hint_ja = (
         "スナップショットを作り直すか、マイグレーションを実行するか、"
         "on_schema_mismatch='warn' を指定してください。"
+    )
+
+
+class FileOperationError(KeikakuError, OSError):
+    """The disk failed (EIO and the like) while a snapshot was deleted, renamed, marked or read."""
+
+    exit_code = 30
+    term = "ファイル操作に失敗"
+    default_hint = (
+        "Check the disk and its file system (dmesg), then run the command again; "
+        "`keikaku list` shows what is there."
+    )
+    hint_ja = (
+        "ディスクとファイルシステムの状態(dmesg)を確認してから再実行してください。"
+        "現在の状態は `keikaku list` で確認できます。"
     )

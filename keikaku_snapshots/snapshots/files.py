@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Final
 
 from keikaku_snapshots.errors import (
     AccessDeniedError,
-    CreateFailedError,
     DiskFullError,
+    FileOperationError,
     KeikakuError,
     SnapshotCorruptError,
     SnapshotNotFoundError,
@@ -235,13 +235,20 @@ def kind_of(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "regular file")
 
 
-def translate_os_error(error: OSError, *, doing: str, path: Path | None = None) -> KeikakuError:
+def translate_os_error(
+    error: OSError,
+    *,
+    doing: str,
+    path: Path | None = None,
+    otherwise: type[KeikakuError] = FileOperationError,
+) -> KeikakuError:
     """Return the library's error for a system error; raise it ``from error``.
 
     Args:
         error: What the system said.
         doing: What was being done, such as "writing snapshot 'medium'".
         path: Where, when the error does not say.
+        otherwise: The class for what is no lack of room, right or file, such as EIO.
     """
     if isinstance(error, KeikakuError):
         return error
@@ -264,4 +271,4 @@ def translate_os_error(error: OSError, *, doing: str, path: Path | None = None) 
         )
     if error.errno == errno.ENOENT:
         return SnapshotNotFoundError(f"a file is missing while {doing}", found=found)
-    return CreateFailedError(f"a file operation failed while {doing}", found=found)
+    return otherwise(f"a file operation failed while {doing}", found=found)

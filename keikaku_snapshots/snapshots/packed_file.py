@@ -6,6 +6,7 @@ import hashlib
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
+from keikaku_snapshots.errors import CreateFailedError
 from keikaku_snapshots.snapshots.compression import packer
 from keikaku_snapshots.snapshots.files import translate_os_error
 from keikaku_snapshots.snapshots.hashing import FileHash
@@ -86,4 +87,6 @@ class PackedFile:
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]
         except OSError as error:
-            raise translate_os_error(error, doing="writing the snapshot", path=self._path) from error
+            raise translate_os_error(
+                error, doing="writing the snapshot", path=self._path, otherwise=CreateFailedError
+            ) from error

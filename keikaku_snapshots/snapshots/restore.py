@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from keikaku_snapshots.errors import (
-    CreateFailedError,
     DatabaseInUseError,
+    FileOperationError,
     KeikakuError,
     RestoreFailedError,
     SnapshotCorruptError,
@@ -434,8 +434,7 @@ def as_restore_error(error: KeikakuError, url: DatabaseURL) -> KeikakuError:
     Returns:
         The error to raise.
     """
-    # What a file operation failed with speaks of snapshots that are made.
-    if type(error) not in {KeikakuError, CreateFailedError}:
+    if type(error) not in {KeikakuError, FileOperationError}:
         return error
     return RestoreFailedError(
         f"restoring into {url.database} failed", found=f"{error.what}\n{error.found}", **error.details

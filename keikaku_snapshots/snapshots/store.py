@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from keikaku_snapshots.errors import (
     CreateFailedError,
+    FileOperationError,
     KeikakuError,
     ParameterTypeError,
     RefusedError,
@@ -239,7 +240,7 @@ class SnapshotStore:
         """
         check_name(name)
         self.prepare()
-        with self._translated(f"beginning snapshot {name!r}"):
+        with self._translated(f"beginning snapshot {name!r}", CreateFailedError):
             self._latest.check_mode(suffix)
             self._latest.check(name, suffix)
             return make_stage(self._disk, name, suffix)
@@ -262,7 +263,7 @@ class SnapshotStore:
             DiskFullError: No room; nothing has appeared.
             CreateFailedError: A file operation failed; nothing has appeared.
         """
-        with self._translated(f"publishing snapshot {manifest.name!r}"):
+        with self._translated(f"publishing snapshot {manifest.name!r}", CreateFailedError):
             stage.complete(manifest)
             with self._directory_lock(f"publish {manifest.name} {manifest.version}"):
                 self._latest.check(manifest.name, manifest.suffix)
@@ -536,14 +537,14 @@ class SnapshotStore:
         return self.directory / ".locks" / f"{what}.lock"
 
     @contextlib.contextmanager
-    def _translated(self, doing: str) -> Iterator[None]:
+    def _translated(self, doing: str, otherwise: type[KeikakuError] = FileOperationError) -> Iterator[None]:
         """Turn system errors into the library's."""
         try:
             yield
         except KeikakuError:
             raise
         except OSError as error:
-            raise translate_os_error(error, doing=doing, path=self.directory) from error
+            raise translate_os_error(error, doing=doing, path=self.directory, otherwise=otherwise) from error
 
 
 def _known(error: KeikakuError | OSError, doing: str, path: Path) -> KeikakuError:

@@ -198,6 +198,21 @@ def test_the_server_cannot_read_a_table(
     assert command("list")[1].count("app") == 0
 
 
+@pytest.mark.usefixtures("snapshot")
+def test_the_disk_fails(command: Command, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EIO while deleting: not told as a snapshot that could not be made, and it is still there."""
+
+    def fail(_: FileSystem, operation: str, path: Path) -> None:
+        if operation == "replace" and path.name.endswith(".deleted.tmp"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileSystem, "before", fail)
+        told = command("delete", "app", "--all", "--yes")
+    said("file_operation", told, errors.FileOperationError)
+    assert command("verify", "app")[0] == 0
+
+
 def test_nobody_knows_whether_commit_was_done(database: DatabaseURL, said: Said) -> None:
     """The answer was lost; it is never tried again."""
     generate("keikaku", "small", database.text, create_tables=True)

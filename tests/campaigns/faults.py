@@ -334,7 +334,15 @@ FAULTS = [
     Fault(
         break_files,
         12,
-        frozenset({"DiskFullError", "CreateFailedError", "PruneIncompleteError", "RestoreFailedError"}),
+        frozenset(
+            {
+                "DiskFullError",
+                "CreateFailedError",
+                "FileOperationError",
+                "PruneIncompleteError",
+                "RestoreFailedError",
+            }
+        ),
     ),
     Fault(limit_files, 8, frozenset({"DiskFullError", "PruneIncompleteError"})),
     Fault(fill_disk, 12, frozenset({"DiskFullError", "PruneIncompleteError"}), small=True),

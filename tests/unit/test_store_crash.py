@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, get_args
 
 import pytest
 
-from keikaku_snapshots.errors import DiskFullError, KeikakuError
+from keikaku_snapshots.errors import CreateFailedError, DiskFullError, FileOperationError, KeikakuError
 from keikaku_snapshots.snapshots.latest import LatestMode
 from keikaku_snapshots.snapshots.store import SnapshotStore
 from tests.crash import BreakingFileSystem, Mode, RecordingFileSystem, count_operations, run_killed
@@ -222,6 +222,31 @@ def test_a_deletion_killed_anywhere_brings_no_replaced_format_back(
         if not died:
             return
     pytest.fail("the deletion never ended")
+
+
+@pytest.mark.parametrize("name", ["publish", "overwrite", "delete", "pin", "sweep", "rename"])
+def test_a_failing_disk_is_told_in_the_words_of_what_was_done(
+    name: str, directories: Callable[[LatestMode], Path]
+) -> None:
+    """EIO while a snapshot is made is "作成に失敗" (19); while one is deleted or renamed it is not."""
+    do = {**WORKS, "sweep": SWEEP, "rename": RENAME}[name].do
+    making = name in {"publish", "overwrite"}
+    kind, term, code = (CreateFailedError, "作成", 19) if making else (FileOperationError, "ファイル操作", 30)
+    raised = []
+    for at in range(8):
+        path = directories("symlink")
+        if name == "sweep":
+            assert run_killed(partial(do_in, WORKS["delete"], path, "symlink"), 5)
+        try:
+            do(store_at(path, BreakingFileSystem(at, "error")))
+        except KeikakuError as error:
+            raised.append(error)
+    assert raised
+    for error in raised:
+        assert type(error) is kind
+        assert term in error.term
+        assert error.exit_code == code
+        assert "Input/output error" in error.found
 
 
 @pytest.mark.parametrize("name", ["publish", "overwrite", "delete"])
