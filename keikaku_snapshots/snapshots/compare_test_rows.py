@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 _WATCH_BYTES: Final = 16 * 1024 * 1024
 #: What COPY escapes.
 _SPECIAL = re.compile(r"[\\\b\f\n\r\t\v]")
+_SPECIAL_BYTES: Final = b"\\\b\f\n\r\t\v"
 _ESCAPES: Final = {
     "\\": r"\\", "\b": r"\b", "\f": r"\f", "\n": r"\n", "\r": r"\r", "\t": r"\t", "\v": r"\v",
 }  # fmt: skip
@@ -175,7 +176,17 @@ def _lines(rows: Iterable[Row], columns: tuple[str, ...], place: str) -> Iterato
     for row in rows:
         if row.columns != columns:
             raise JSONCorruptError("the rows of a table have different columns", found=place)
-        yield ("\t".join(map(_field, row.values)) + "\n").encode()
+        yield _line(row.values)
+
+
+def _line(values: Sequence[str | None]) -> bytes:
+    """A row as COPY text; looking into each value would cost more than reading it."""
+    nulls = values.count(None)
+    line = "\t".join([r"\N" if value is None else value for value in values]).encode()
+    ours = len(values) - 1 + nulls  # the tabs between the values and the backslash of each NULL
+    if len(line) - len(line.translate(None, _SPECIAL_BYTES)) != ours:
+        line = "\t".join(map(_field, values)).encode()
+    return line + b"\n"
 
 
 def _field(value: str | None) -> str:

@@ -9,6 +9,7 @@ file: nothing is rounded, no key of a nested object gets lost.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
@@ -44,7 +45,17 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
 
 
+# What stands between two rows.
+_NEXT_ROW = re.compile(r"[ \t\n\r]*,[ \t\n\r]*(?=\{)")
 _STRICT = json.JSONDecoder(parse_constant=_no_constant, parse_int=str, parse_float=str)
+
+
+# A whole row at once, its members as they come; a nested value is a list, whose text is lost.
+_ROW = json.JSONDecoder(
+    parse_constant=_no_constant, parse_int=Raw, parse_float=Raw, object_pairs_hook=lambda pairs: pairs
+)
+_PLAIN: Final = frozenset({str, Raw, type(None)})
+_BOOLEANS: Final = {True: Raw("true"), False: Raw("false")}
 
 
 class Row(NamedTuple):
@@ -71,6 +82,7 @@ class RowsReader:
         self._text = ""
         self._position = 0
         self._at_end = False
+        self._is_flat = True
         self._line = 1
         self._column = 1
         #: The members beside the rows, as far as they were read; all of them when `tables` has ended.
@@ -117,15 +129,53 @@ class RowsReader:
         if self._peek() == "]":
             self._advance(1)
             return
+        columns: tuple[str, ...] = ()
+        self._is_flat = True
         while True:
-            self._expect("{", f"a row of {table!r} must be an object")
-            yield self._row()
+            if self._peek() != "{":
+                self._fail(f"a row of {table!r} must be an object")
+            row = self._flat_row(columns) if self._is_flat else None
+            if row is None:
+                self._advance(1)
+                row = self._row()
+            columns = row.columns
+            yield row
+            if match := _NEXT_ROW.match(self._text, self._position):
+                self._position = match.end()
+                continue
             following = self._peek()
             if following not in (",", "]"):
                 self._fail("a comma or ] is missing behind a row")
             self._advance(1)
             if following == "]":
                 return
+
+    def _flat_row(self, columns: tuple[str, ...]) -> Row | None:
+        """A row without nested values that was read as a whole, its brace not yet taken.
+
+        Args:
+            columns: Those of the row before.
+
+        Returns:
+            The row; None where it must be read member by member, be it to say what is wrong with it.
+        """
+        try:
+            pairs, end = _ROW.raw_decode(self._text, self._position)
+        except (ValueError, RecursionError):
+            return None  # broken, or cut by the end of the buffer
+        # An escaped character may be one that no text of PostgreSQL can hold.
+        if not pairs or self._text.find(r"\u", self._position, end) >= 0:
+            return None
+        keys, found = zip(*pairs, strict=True)
+        values = list(found)
+        kinds = set(map(type, values))
+        if not kinds <= _PLAIN:
+            if list in kinds:
+                self._is_flat = False  # so will be the rows that follow
+                return None
+            values = [_BOOLEANS[value] if isinstance(value, bool) else value for value in values]
+        self._position = end
+        return Row(keys, values) if keys == columns else self._checked(list(keys), values)
 
     def _row(self) -> Row:
         """The members of a row whose brace was read; the fast way as long as it goes."""
@@ -229,6 +279,11 @@ class RowsReader:
 
     def _nested(self) -> Raw:
         """An object or array as it stands in the file."""
+        with contextlib.suppress(ValueError, RecursionError):  # broken, cut or too deep: looked at below
+            end = _STRICT.raw_decode(self._text, self._position)[1]
+            text = self._text[self._position : end]
+            self._position = end
+            return Raw(text)
         depth = offset = 0
         while True:
             match = _INSIDE.search(self._text, self._position + offset)

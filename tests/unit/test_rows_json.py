@@ -74,6 +74,39 @@ def test_any_layout_of_lines_is_read_whatever_the_pieces(
     } == tables
 
 
+#: What breaks a row, or makes it one that must be read with care.
+PIECES = st.sampled_from(
+    [
+        *r'"a": |"b": |1|-0|1e5|01|NaN|null|true|{}|[1]|, |}|\u0000|{|"あ"|{"a": 1}|"a": 1, "a": 2'.split(
+            "|"
+        ),
+        *r'"x"|"\n"|"\u0000"|"\ud800"|"\u3042"'.split("|"),
+        '"\n"',
+    ]
+)
+
+
+@given(st.lists(st.lists(PIECES, max_size=6).map("".join), max_size=4))
+def test_rows_read_at_once_are_those_read_member_by_member(rows: list[str]) -> None:
+    """B13: the quick way takes nothing that the careful one refuses, and changes no value."""
+    text = '{"tables": {"t": [' + ", ".join(f"{{{row}}}" for row in rows) + "]}}"
+
+    def outcome(*, flat: bool) -> object:
+        source = io.BytesIO(text.encode())
+        reader = RowsReader(source.read, "file.json")
+        if not flat:
+            reader._flat_row = lambda _columns: None  # type: ignore[method-assign]
+        try:
+            return [
+                [(row.columns, [(type(value), value) for value in row.values]) for row in found]
+                for _, found in reader.tables()
+            ]
+        except JSONCorruptError as error:
+            return error.found
+
+    assert outcome(flat=True) == outcome(flat=False)
+
+
 @given(st.dictionaries(TEXT, ROWS, max_size=2), st.integers(0, 10_000), st.integers(1, 40))
 def test_a_file_cut_anywhere_is_broken(tables: dict[str, Any], cut: int, step: int) -> None:
     """B13: half a file is never taken for a whole one."""
