@@ -21,6 +21,7 @@ from keikaku_snapshots.postgres.url import quote_identifier
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from keikaku_snapshots.datasets.row_parts import Row
     from keikaku_snapshots.progress import ProgressCallback
 
 ItemT = TypeVar("ItemT")
@@ -83,7 +84,7 @@ class Drawing:
         digest = hashlib.sha256("".join(parents).encode()).hexdigest()[:16]
         return Random(f"{self.seed}/bulk/{table}/{digest}")
 
-    def copy(self, table: str, columns: Sequence[str], values: Sequence[rows.Row]) -> Steps[int]:
+    def copy(self, table: str, columns: Sequence[str], values: Sequence[Row]) -> Steps[int]:
         """Copy the rows."""
         if not values:
             return 0

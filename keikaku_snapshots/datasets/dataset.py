@@ -60,6 +60,7 @@ ENTRY_POINT_GROUP = "keikaku_snapshots.datasets"
 _BUILT_IN: Mapping[str, str] = MappingProxyType(
     {
         "keikaku": "keikaku_snapshots.datasets.keikaku:dataset",
+        "stockrx": "keikaku_snapshots.datasets.stockrx:dataset",
     }
 )
 

@@ -7,8 +7,7 @@ staff is responsible for all its plans. Every staff can log in with `TEST_PASSWO
 
 from __future__ import annotations
 
-from itertools import chain, repeat
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from keikaku_snapshots.datasets import keikaku_rows as rows
 from keikaku_snapshots.datasets import keikaku_tables as tables
@@ -21,9 +20,7 @@ from keikaku_snapshots.datasets.bulk import (
 )
 from keikaku_snapshots.datasets.dataset import Dataset, Row, Scale, Shard, Table
 from keikaku_snapshots.datasets.keikaku_rows import TEST_PASSWORD
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from keikaku_snapshots.datasets.row_parts import each
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,8 +38,6 @@ __all__ = [
     "dataset",
 ]
 
-ItemT = TypeVar("ItemT")
-
 STAFFS_PER_OFFICE = 10
 RECIPIENTS_PER_OFFICE = 100
 
@@ -57,10 +52,6 @@ SCALES = (
     _scale("large", 500, 3600),
     _scale("xlarge", 5000, 36_000),
 )
-
-
-def _each(items: Iterable[ItemT], times: int) -> Iterable[ItemT]:
-    return chain.from_iterable(repeat(item, times) for item in items)
 
 
 def _staffs(shard: Shard) -> int:
@@ -118,7 +109,7 @@ def office_staff_rows(shard: Shard) -> Iterable[Row]:
     return rows.office_staff_rows(
         shard.uuids("office_staffs", len(staff_ids)),
         staff_ids,
-        _each(_office_ids(shard), _staffs(shard)),
+        each(_office_ids(shard), _staffs(shard)),
         rows.Dates(shard.reference_date),
     )
 
@@ -135,7 +126,7 @@ def office_recipient_rows(shard: Shard) -> Iterable[Row]:
     return rows.office_recipient_rows(
         shard.uuids("office_welfare_recipients", len(recipient_ids)),
         recipient_ids,
-        _each(_office_ids(shard), _recipients(shard)),
+        each(_office_ids(shard), _recipients(shard)),
         rows.Dates(shard.reference_date),
     )
 
@@ -145,8 +136,8 @@ def plan_rows(shard: Shard) -> Iterable[Row]:
     return rows.plan_rows(
         _plan_ids(shard),
         _recipient_ids(shard),
-        _each(_office_ids(shard), _recipients(shard)),
-        _each(_staff_ids(shard)[:: _staffs(shard)], _recipients(shard)),
+        each(_office_ids(shard), _recipients(shard)),
+        each(_staff_ids(shard)[:: _staffs(shard)], _recipients(shard)),
         rows.Dates(shard.reference_date),
     )
 

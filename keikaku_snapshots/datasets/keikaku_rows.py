@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import cache
 from itertools import accumulate, repeat
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from keikaku_snapshots.datasets import names
+from keikaku_snapshots.datasets.row_parts import BOOKKEEPING_COLUMNS, bookkeeping
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from random import Random
 
-Row: TypeAlias = tuple[str | None, ...]
+    from keikaku_snapshots.datasets.row_parts import Row
 
 #: The password of every generated staff; log in with it in tests.
 TEST_PASSWORD = "Keikaku-Test-Passw0rd"  # noqa: S105 - documented, opens test rows only
@@ -43,7 +44,6 @@ _OLDEST_DAYS = 95 * 365
 _WOMEN_AMONG_STAFF = 0.7
 _OTHER_GENDER_IN_100 = 1
 
-_BOOKKEEPING = ("is_test_data", "created_at", "updated_at")
 _PERSON = ("first_name", "last_name", "full_name", "first_name_furigana", "last_name_furigana")
 
 STAFF_COLUMNS = (
@@ -62,7 +62,7 @@ STAFF_COLUMNS = (
     "is_deleted",
     "deleted_at",
     "notification_preferences",
-    *_BOOKKEEPING,
+    *BOOKKEEPING_COLUMNS,
 )
 OFFICE_COLUMNS = (
     "id",
@@ -75,12 +75,12 @@ OFFICE_COLUMNS = (
     "created_by",
     "last_modified_by",
     "is_deleted",
-    *_BOOKKEEPING,
+    *BOOKKEEPING_COLUMNS,
 )
-OFFICE_STAFF_COLUMNS = ("id", "staff_id", "office_id", "is_primary", *_BOOKKEEPING)
-RECIPIENT_COLUMNS = ("id", *_PERSON, "date_of_birth", "gender", *_BOOKKEEPING)
-OFFICE_RECIPIENT_COLUMNS = ("id", "welfare_recipient_id", "office_id", *_BOOKKEEPING)
-PLAN_COLUMNS = ("id", "office_id", "welfare_recipient_id", "responsible_staff_id", *_BOOKKEEPING)
+OFFICE_STAFF_COLUMNS = ("id", "staff_id", "office_id", "is_primary", *BOOKKEEPING_COLUMNS)
+RECIPIENT_COLUMNS = ("id", *_PERSON, "date_of_birth", "gender", *BOOKKEEPING_COLUMNS)
+OFFICE_RECIPIENT_COLUMNS = ("id", "welfare_recipient_id", "office_id", *BOOKKEEPING_COLUMNS)
+PLAN_COLUMNS = ("id", "office_id", "welfare_recipient_id", "responsible_staff_id", *BOOKKEEPING_COLUMNS)
 CYCLE_COLUMNS = (
     "individual_support_plan_id",
     "cycle_number",
@@ -88,7 +88,7 @@ CYCLE_COLUMNS = (
     "end_date",
     "status",
     "is_latest_cycle",
-    *_BOOKKEEPING,
+    *BOOKKEEPING_COLUMNS,
 )
 
 
@@ -179,7 +179,7 @@ def staff_rows(rng: Random, ids: Sequence[str], dates: Dates) -> Iterable[Row]:
         repeat("f"),
         repeat(None),
         repeat(NOTIFICATION_PREFERENCES),
-        *_bookkeeping(dates),
+        *bookkeeping(dates.recorded_at),
         strict=False,
     )
 
@@ -216,7 +216,7 @@ def office_rows(
         repeat(created_by),
         repeat(created_by),
         repeat("f"),
-        *_bookkeeping(dates),
+        *bookkeeping(dates.recorded_at),
         strict=False,
     )
 
@@ -225,7 +225,7 @@ def office_staff_rows(
     ids: Sequence[str], staff_ids: Iterable[str], office_ids: Iterable[str], dates: Dates
 ) -> Iterable[Row]:
     """Links of staff to their offices, which are their primary ones; one office id for each staff."""
-    return zip(ids, staff_ids, office_ids, repeat("t"), *_bookkeeping(dates), strict=False)
+    return zip(ids, staff_ids, office_ids, repeat("t"), *bookkeeping(dates.recorded_at), strict=False)
 
 
 def recipient_rows(rng: Random, ids: Sequence[str], dates: Dates) -> Iterable[Row]:
@@ -245,7 +245,7 @@ def recipient_rows(rng: Random, ids: Sequence[str], dates: Dates) -> Iterable[Ro
         *_person_columns(last, first),
         [date.fromordinal(day).isoformat() for day in births],
         ["other" if other else sex for sex, other in zip(sexes, others, strict=True)],
-        *_bookkeeping(dates),
+        *bookkeeping(dates.recorded_at),
         strict=False,
     )
 
@@ -254,7 +254,7 @@ def office_recipient_rows(
     ids: Sequence[str], recipient_ids: Iterable[str], office_ids: Iterable[str], dates: Dates
 ) -> Iterable[Row]:
     """Links of recipients to their offices; one office id for each recipient."""
-    return zip(ids, recipient_ids, office_ids, *_bookkeeping(dates), strict=False)
+    return zip(ids, recipient_ids, office_ids, *bookkeeping(dates.recorded_at), strict=False)
 
 
 def plan_rows(
@@ -265,7 +265,7 @@ def plan_rows(
     dates: Dates,
 ) -> Iterable[Row]:
     """Support plans: one for each recipient, with its office and the staff that is responsible."""
-    return zip(ids, office_ids, recipient_ids, staff_ids, *_bookkeeping(dates), strict=False)
+    return zip(ids, office_ids, recipient_ids, staff_ids, *bookkeeping(dates.recorded_at), strict=False)
 
 
 def cycle_rows(plan_ids: Iterable[str], dates: Dates) -> Iterable[Row]:
@@ -277,7 +277,7 @@ def cycle_rows(plan_ids: Iterable[str], dates: Dates) -> Iterable[Row]:
         repeat(dates.cycle_end),
         repeat("active"),
         repeat("t"),
-        *_bookkeeping(dates),
+        *bookkeeping(dates.recorded_at),
         strict=False,
     )
 
@@ -288,10 +288,6 @@ _NUMBERS = tuple(map(str, range(1, 31)))
 def _short(id_: str) -> str:
     # 48 random bits: with the name before them, enough that no two addresses are equal.
     return id_[:8] + id_[9:13]
-
-
-def _bookkeeping(dates: Dates) -> tuple[Iterable[str], ...]:
-    return repeat("t"), repeat(dates.recorded_at), repeat(dates.recorded_at)
 
 
 def _draw_surnames(rng: Random, count: int) -> list[names.Name]:

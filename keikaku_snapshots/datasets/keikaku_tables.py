@@ -13,13 +13,11 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
-    Boolean,
     CheckConstraint,
     Column,
     Date,
     DateTime,
     Enum,
-    ForeignKey,
     Identity,
     Index,
     Integer,
@@ -28,20 +26,19 @@ from sqlalchemy import (
     Table,
     UniqueConstraint,
     Uuid,
-    func,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-metadata = MetaData(
-    naming_convention={
-        "pk": "%(table_name)s_pkey",
-        "fk": "%(table_name)s_%(column_0_name)s_fkey",
-        "uq": "%(table_name)s_%(column_0_N_name)s_key",
-        "ck": "%(table_name)s_%(constraint_name)s_check",
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-    }
+from keikaku_snapshots.datasets.table_parts import (
+    NAMING_CONVENTION,
+    bookkeeping,
+    flag,
+    reference,
+    required,
 )
+
+metadata = MetaData(naming_convention=NAMING_CONVENTION)
 
 staff_role = Enum("employee", "manager", "owner", "app_admin", name="staff_role", metadata=metadata)
 office_type = Enum(
@@ -61,51 +58,32 @@ def _id() -> Column[Any]:
     return Column("id", Uuid, primary_key=True, server_default=text("gen_random_uuid()"))
 
 
-def _flag(name: str, *, default: bool = False) -> Column[Any]:
-    return Column(name, Boolean, nullable=False, server_default=text("true" if default else "false"))
-
-
-def _required(name: str, kind: Any, **options: Any) -> Column[Any]:
-    return Column(name, kind, nullable=False, **options)
-
-
-def _reference(
-    name: str, table: str, *, ondelete: str, nullable: bool = False, index: bool = True
-) -> Column[Any]:
-    # index=False where a unique constraint already begins with the column.
-    return Column(name, Uuid, ForeignKey(f"{table}.id", ondelete=ondelete), nullable=nullable, index=index)
-
-
-def _bookkeeping() -> list[Column[Any]]:
-    return [
-        _flag("is_test_data"),
-        _required("created_at", DateTime(timezone=True), server_default=func.now()),
-        _required("updated_at", DateTime(timezone=True), server_default=func.now()),
-    ]
+def _reference(name: str, table: str, **options: Any) -> Column[Any]:
+    return reference(name, table, Uuid(), **options)
 
 
 staffs = Table(
     "staffs",
     metadata,
     _id(),
-    _required("email", String(255), unique=True),
-    _required("hashed_password", String(255)),
-    _required("first_name", String(50)),
-    _required("last_name", String(50)),
-    _required("full_name", String(255)),
-    _required("first_name_furigana", String(100)),
-    _required("last_name_furigana", String(100)),
-    _required("role", staff_role),
-    _required("language", String(10), server_default="ja"),
-    _flag("is_email_verified"),
-    _flag("is_mfa_enabled"),
+    required("email", String(255), unique=True),
+    required("hashed_password", String(255)),
+    required("first_name", String(50)),
+    required("last_name", String(50)),
+    required("full_name", String(255)),
+    required("first_name_furigana", String(100)),
+    required("last_name_furigana", String(100)),
+    required("role", staff_role),
+    required("language", String(10), server_default="ja"),
+    flag("is_email_verified"),
+    flag("is_mfa_enabled"),
     Column("mfa_secret", String(255)),
-    _required("failed_login_attempts", Integer, server_default=text("0")),
-    _flag("is_locked"),
+    required("failed_login_attempts", Integer, server_default=text("0")),
+    flag("is_locked"),
     Column("last_login_at", DateTime(timezone=True)),
-    _flag("is_deleted"),
+    flag("is_deleted"),
     Column("deleted_at", DateTime(timezone=True)),
-    _required(
+    required(
         "notification_preferences",
         JSONB,
         server_default=text(
@@ -113,23 +91,23 @@ staffs = Table(
             ' "email_threshold_days": 30, "push_threshold_days": 10}\''
         ),
     ),
-    *_bookkeeping(),
+    *bookkeeping(),
 )
 
 offices = Table(
     "offices",
     metadata,
     _id(),
-    _required("name", String(255)),
-    _required("type", office_type),
+    required("name", String(255)),
+    required("type", office_type),
     Column("address", String(500)),
     Column("phone_number", String(20)),
     Column("email", String(255)),
-    _flag("is_group"),
+    flag("is_group"),
     _reference("created_by", "staffs", ondelete="RESTRICT"),
     _reference("last_modified_by", "staffs", ondelete="RESTRICT"),
-    _flag("is_deleted"),
-    *_bookkeeping(),
+    flag("is_deleted"),
+    *bookkeeping(),
 )
 
 office_staffs = Table(
@@ -138,8 +116,8 @@ office_staffs = Table(
     _id(),
     _reference("staff_id", "staffs", ondelete="CASCADE", index=False),
     _reference("office_id", "offices", ondelete="CASCADE"),
-    _flag("is_primary"),
-    *_bookkeeping(),
+    flag("is_primary"),
+    *bookkeeping(),
     UniqueConstraint("staff_id", "office_id"),
 )
 
@@ -147,14 +125,14 @@ welfare_recipients = Table(
     "welfare_recipients",
     metadata,
     _id(),
-    _required("first_name", String(50)),
-    _required("last_name", String(50)),
-    _required("full_name", String(255)),
-    _required("first_name_furigana", String(100)),
-    _required("last_name_furigana", String(100)),
-    _required("date_of_birth", Date),
-    _required("gender", gender_type),
-    *_bookkeeping(),
+    required("first_name", String(50)),
+    required("last_name", String(50)),
+    required("full_name", String(255)),
+    required("first_name_furigana", String(100)),
+    required("last_name_furigana", String(100)),
+    required("date_of_birth", Date),
+    required("gender", gender_type),
+    *bookkeeping(),
 )
 
 office_welfare_recipients = Table(
@@ -163,7 +141,7 @@ office_welfare_recipients = Table(
     _id(),
     _reference("welfare_recipient_id", "welfare_recipients", ondelete="CASCADE", index=False),
     _reference("office_id", "offices", ondelete="CASCADE"),
-    *_bookkeeping(),
+    *bookkeeping(),
     UniqueConstraint("welfare_recipient_id", "office_id"),
 )
 
@@ -174,7 +152,7 @@ individual_support_plans = Table(
     _reference("office_id", "offices", ondelete="CASCADE"),
     _reference("welfare_recipient_id", "welfare_recipients", ondelete="CASCADE"),
     _reference("responsible_staff_id", "staffs", ondelete="SET NULL", nullable=True),
-    *_bookkeeping(),
+    *bookkeeping(),
 )
 
 support_plan_cycles = Table(
@@ -182,12 +160,12 @@ support_plan_cycles = Table(
     metadata,
     Column("id", BigInteger, Identity(always=False), primary_key=True),
     _reference("individual_support_plan_id", "individual_support_plans", ondelete="CASCADE", index=False),
-    _required("cycle_number", Integer),
-    _required("start_date", Date),
-    _required("end_date", Date),
-    _required("status", cycle_status, server_default="active"),
-    _flag("is_latest_cycle", default=True),
-    *_bookkeeping(),
+    required("cycle_number", Integer),
+    required("start_date", Date),
+    required("end_date", Date),
+    required("status", cycle_status, server_default="active"),
+    flag("is_latest_cycle", default=True),
+    *bookkeeping(),
     CheckConstraint("cycle_number >= 1", name="cycle_number"),
     CheckConstraint("end_date > start_date", name="dates"),
     UniqueConstraint("individual_support_plan_id", "cycle_number"),

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from itertools import accumulate
+
+from keikaku_snapshots.datasets.pools import read_pool
 
 #: Towns that exist in some form in most cities; with a block 0 they exist in none.
 TOWNS = ("青葉町", "桜町", "緑町", "若葉町", "本町", "栄町", "旭町", "泉町", "日の出町", "中央")
@@ -80,20 +81,20 @@ def given_names(gender: str) -> NamePool:
 @cache
 def municipalities() -> tuple[str, ...]:
     """Prefecture and municipality in one text, such as ``東京都世田谷区``."""
-    return tuple("".join(fields) for fields in _read("municipalities.tsv"))
+    return tuple("".join(fields) for fields in read_pool("municipalities.tsv"))
 
 
 @cache
 def office_words() -> tuple[str, ...]:
     """What offices are called after."""
-    return tuple(word for (word,) in _read("office_words.tsv"))
+    return tuple(word for (word,) in read_pool("office_words.tsv"))
 
 
 @cache
 def office_kinds() -> tuple[OfficeKind, ...]:
     """The kinds of offices with their weights."""
     return tuple(
-        OfficeKind(label, prefix, int(weight)) for label, prefix, weight in _read("office_types.tsv")
+        OfficeKind(label, prefix, int(weight)) for label, prefix, weight in read_pool("office_types.tsv")
     )
 
 
@@ -153,13 +154,8 @@ _SOUNDS = dict(zip(_KANA, _LATIN.split(), strict=True))
 
 
 def _name_pool(file_name: str) -> NamePool:
-    rows = _read(file_name)
+    rows = read_pool(file_name)
     return NamePool(
         names=tuple(Name(kanji, kana, romanise(kana)) for kanji, kana, _ in rows),
         cumulative_weights=tuple(accumulate(int(weight) for *_, weight in rows)),
     )
-
-
-def _read(file_name: str) -> list[list[str]]:
-    text = resources.files(__package__).joinpath("data", file_name).read_text(encoding="utf-8")
-    return [line.split("\t") for line in text.splitlines() if not line.startswith("#")]
