@@ -28,14 +28,15 @@ class Session:
     application_name: str
     #: "active", "idle in transaction", …; empty when the role may not see it.
     state: str
-    #: "client backend", "walsender", …; empty when the role may not see it.
+    #: "client backend", "walsender", …; empty for a client, "background process" for another one,
+    #: whose type the role may not see.
     backend_type: str
     #: True if our role may terminate it.
     can_terminate: bool
 
     @property
     def is_client(self) -> bool:
-        """True for a client; a plain role sees no type of other roles' sessions."""
+        """True for a client; of other roles' sessions a plain role sees only that they have a role."""
         return self.backend_type in {"", "client backend"}
 
     @property
@@ -59,7 +60,7 @@ _MAY_END = """
 """
 _SESSION_COLUMNS = f"""
     a.pid, coalesce(a.usename, ''), coalesce(a.application_name, ''), coalesce(a.state, ''),
-    coalesce(a.backend_type, ''), {_MAY_END}
+    coalesce(a.backend_type, CASE WHEN a.usesysid IS NULL THEN 'background process' ELSE '' END), {_MAY_END}
 """
 
 

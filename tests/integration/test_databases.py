@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from keikaku_snapshots.postgres.connect import Connection
     from keikaku_snapshots.postgres.url import DatabaseURL
     from tests import servers
-    from tests.conftest import MakeDatabase
+    from tests.conftest import FreshServer, MakeDatabase
 
 
 def _eventually(condition: Callable[[], object], limit_s: float = 10) -> None:
@@ -523,6 +523,26 @@ def test_a_superusers_session_is_an_obstacle_for_the_owner(
                 creator_database, replacement=new, old_name=old, disconnect=True, wait_s=1
             )
         assert other.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_an_autovacuum_worker_is_no_obstacle(fresh_server: FreshServer, make_database: MakeDatabase) -> None:
+    """RECIPES 1.7: a plain role sees no type of it; the server ends it by itself when a rename comes."""
+    server = fresh_server(
+        autovacuum_naptime="1s", autovacuum_vacuum_cost_delay="100ms", autovacuum_vacuum_cost_limit="1"
+    )
+    url = make_database(server, owner="keikaku_creator")
+    with server.admin(url.database) as admin:
+        admin.execute("CREATE TABLE t AS SELECT generate_series(1, 200000) AS n")
+        admin.execute("DELETE FROM t WHERE n % 2 = 0")
+        worker = "SELECT pid FROM pg_stat_activity WHERE datname = %s AND backend_type = 'autovacuum worker'"
+        _eventually(lambda: admin.execute(worker, [url.database]).fetchone() is not None)
+        found = admin.execute(worker, [url.database]).fetchone()
+    with _maintenance(url) as connection:
+        assert databases.obstacles_to_swap(connection, url.database) == []
+        assert databases.sessions_in(connection, url.database) == []
+        assert [one.pid for one in databases.sessions_in(connection, url.database, clients_only=False)] == [
+            found[0] if found else 0
+        ]
 
 
 def test_rights_that_are_missing_are_obstacles(
