@@ -228,7 +228,7 @@ def sequence_functions(names: CaptureNames, sequences: Sequence[tuple[int, str]]
         f"  FROM ({present}) now JOIN {schema}.sequences s ON s.relation = now.relation\n"
         "  WHERE s.last_value <> now.last_value OR s.is_called <> now.is_called\n"
         "LOOP\n  PERFORM setval(moved.relation, moved.last_value, moved.is_called); number := number + 1;\n"
-        f"END LOOP;\nPERFORM pg_advisory_unlock({names.lock_arguments});\nRETURN number;\nEND"
+        "END LOOP;\nPERFORM pg_advisory_unlock_all();\nRETURN number;\nEND"
     )
     note = f"BEGIN\nTRUNCATE {schema}.sequences;\nINSERT INTO {schema}.sequences {present};\nEND"
     return (
