@@ -208,7 +208,7 @@ class _Writer:
         if isinstance(item.value, ast.expr):
             module = importlib.import_module(item.home)
             said = comments(inspect.getsource(module)).get(item.name, "")
-            lines += ["```py", f"{item.name} = {ast.unparse(item.value)}", "```", ""]
+            lines += ["```py", f"{item.name} = {_double_quoted(ast.unparse(item.value))}", "```", ""]
             return lines + ([self._inline(said), ""] if said else [])
         if not inspect.isclass(item.value):
             return lines + self._function(item.value, item.name, "")
@@ -342,6 +342,11 @@ def _default(kind: type, name: str) -> str:
     if found.default_factory is not dataclasses.MISSING:
         return _shown(found.default_factory())
     return ""
+
+
+def _double_quoted(source: str) -> str:
+    """Texts in the quotes that the formatter wants, because it looks into pages too."""
+    return source if '"' in source else source.replace("'", '"')
 
 
 def _shown(value: object) -> str:

@@ -30,14 +30,13 @@ from keikaku_snapshots.perf.measuring import measured
 from keikaku_snapshots.perf.report import Failure, Measurement, PerformanceReport
 from keikaku_snapshots.perf.scales import check_scale, performance_test_scale, scales_up_to
 from keikaku_snapshots.perf.workload import send_deadline_alert_emails
+from keikaku_snapshots.postgres import databases
 from keikaku_snapshots.postgres.connect import RetryPolicy, translated
-from keikaku_snapshots.postgres.databases import connect_maintenance
 from keikaku_snapshots.postgres.url import DatabaseURL
 from keikaku_snapshots.progress import Progress
 from keikaku_snapshots.snapshots.guards import PROTECTED_WORDS, check_protected
 from keikaku_snapshots.snapshots.lock import FileLock
 from keikaku_snapshots.snapshots.manager import SnapshotManager
-from keikaku_snapshots.snapshots.templates import drop_databases, list_templates
 
 if TYPE_CHECKING:
     import os
@@ -179,15 +178,20 @@ def _managers(
         try:
             yield cold, warm
         finally:
-            _drop_templates(url)
+            _drop_templates(warm)
 
 
-def _drop_templates(url: DatabaseURL) -> None:
+def _drop_templates(manager: SnapshotManager) -> None:
     """Drop the templates of this run, and of runs that were killed: nobody has their snapshots."""
-    with contextlib.suppress(KeikakuError), connect_maintenance(url) as admin, translated(url):
-        every = list_templates(admin)
-        ours = [one for one in every if one.target == url.database and one.snapshot.endswith(f" {_VERSION}")]
-        drop_databases(admin, [one.database for one in ours])
+    with contextlib.suppress(KeikakuError):
+        ours = [
+            template.database
+            for template in manager.list_templates()
+            if template.target == manager.url.database and template.snapshot.endswith(f" {_VERSION}")
+        ]
+        with databases.connect_maintenance(manager.url) as admin, translated(manager.url):
+            for name in ours:
+                databases.drop(admin, name)
 
 
 class _StepFailed(Exception):  # noqa: N818 - never leaves this module
