@@ -8,8 +8,8 @@ import pytest
 
 from keikaku_snapshots.errors import NoDatabaseError
 from keikaku_snapshots.perf import get_performance_test_db_url
-from keikaku_snapshots.perf.pytest_marks import skip_larger_scales
 from keikaku_snapshots.postgres.url import DatabaseURL
+from keikaku_snapshots.pytest_plugin import PERFORMANCE_ENVIRONMENT
 from keikaku_snapshots.snapshots.lock import FileLock
 from tests.conftest import PERFORMANCE
 
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip the tests of larger scales than PERF_TEST_SCALE."""
-    skip_larger_scales(items, config.stash[PERFORMANCE])
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config) -> None:
+    """Tell the plugin what PERF_TEST_SCALE said before the environment was scrubbed."""
+    config.stash[PERFORMANCE_ENVIRONMENT] = config.stash[PERFORMANCE]
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""What the pytest plugin does: private databases from a snapshot, back at the start after each test."""
