@@ -166,7 +166,7 @@ def take_dump(
                 writer.started()
                 with translated(url, "reading the catalog"):
                     facts = _facts(connection, url)
-                _follow(running, writer, progress)
+                begun = _follow(running, writer, progress)
                 result = running.wait()
             writer.check()
             if result.stopped:
@@ -174,6 +174,7 @@ def take_dump(
             if not result.ok:
                 raise translate_tool_failure(result, url, doing=f"dumping {url.database}")
             file, content = writer.finish(stage.path.name)
+            _tell(progress, writer, begun, finished=True)
     except KeikakuError as error:
         raise _create_failed(error, url) from error
     with translated(url, "looking for tables that were emptied meanwhile"):
@@ -271,16 +272,28 @@ def _digest_of(ownership: Sequence[OwnershipStatement]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _follow(running: RunningTool, writer: PackingPipe | WholeFile, progress: ProgressCallback | None) -> None:
-    """Tell the size of the growing file until pg_dump has ended."""
-    if progress is None:
-        return
+def _follow(
+    running: RunningTool, writer: PackingPipe | WholeFile, progress: ProgressCallback | None
+) -> float:
+    """Tell the size of the growing file until pg_dump has ended; return when that began."""
     begun = time.monotonic()
-    while not running.has_ended(_PROGRESS_S):
-        seconds = time.monotonic() - begun
-        progress(Progress("dump", writer.written_bytes, None, "bytes", seconds))
-    size = writer.written_bytes
-    progress(Progress("dump", size, size, "bytes", time.monotonic() - begun, finished=True))
+    while progress is not None and not running.has_ended(_PROGRESS_S):
+        _tell(progress, writer, begun)
+    return begun
+
+
+def _tell(
+    progress: ProgressCallback | None,
+    writer: PackingPipe | WholeFile,
+    begun: float,
+    *,
+    finished: bool = False,
+) -> None:
+    """Tell the size; what a pipe still held is in it only when the writer has finished."""
+    if progress is not None:
+        size = writer.written_bytes
+        total = size if finished else None
+        progress(Progress("dump", size, total, "bytes", time.monotonic() - begun, finished))
 
 
 def _create_failed(error: KeikakuError, url: DatabaseURL) -> KeikakuError:
