@@ -133,6 +133,16 @@ def each_server(request: pytest.FixtureRequest) -> servers.Server:
     return _server(request.config, request.param)
 
 
+@pytest.fixture(scope="session")
+def own_server(pytestconfig: pytest.Config) -> Iterator[servers.Server]:
+    """A newest server for this worker alone: all who use a server share its templates and push them out."""
+    if max(servers.MAJORS) not in servers.programs():
+        _server(pytestconfig, max(servers.MAJORS))  # fails or skips with the reason
+    directory = servers.make_base_directory()
+    yield servers.start(directory, max(servers.MAJORS))
+    servers.remove(directory)
+
+
 @pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
     """The command line, called in this process, sets up the package's logger for good."""

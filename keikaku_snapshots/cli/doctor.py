@@ -378,16 +378,16 @@ def _leftover_databases(url: DatabaseURL, *, fix: bool) -> Iterator[Finding]:
 def _templates(url: DatabaseURL, *, fix: bool) -> Iterator[Finding]:
     """Templates."""
     from keikaku_snapshots.postgres.databases import connect_maintenance
-    from keikaku_snapshots.snapshots.templates import drop_databases, list_templates, orphaned_spares
+    from keikaku_snapshots.snapshots.templates import drop_databases, look
 
     with connect_maintenance(url) as connection:
-        found = list_templates(connection)
-        orphans = orphaned_spares(connection)
+        present, orphans = look(connection)
         if orphans and fix:
             yield Finding("Spares", "ok", f"dropped {', '.join(drop_databases(connection, orphans))}")
     if orphans and not fix:
         told = f"without a template: {', '.join(orphans)}"
         yield Finding("Spares", "advice", told, "keikaku doctor --fix")
+    found = [one.template for one in present]
     if not found:
         yield Finding("Templates", "ok", "none")
         return

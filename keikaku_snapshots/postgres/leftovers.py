@@ -43,13 +43,16 @@ def our_databases(connection: Connection, *, kinds: Collection[Kind] | None = No
     Returns:
         Databases by name.
     """
+    # By name too, because the size of a database is a look at each of its files.
+    names = ["keikaku\\_%"] if kinds is None else [f"keikaku\\_{kind}\\_%" for kind in kinds]
     rows = connection.execute(
         """
         SELECT d.datname, pg_catalog.shobj_description(d.oid, 'pg_database'),
                CASE WHEN pg_catalog.has_database_privilege(d.oid, 'CONNECT')
                     THEN pg_catalog.pg_database_size(d.oid) END
-        FROM pg_catalog.pg_database d WHERE d.datname LIKE 'keikaku\\_%' ORDER BY 1
-        """
+        FROM pg_catalog.pg_database d WHERE d.datname LIKE ANY (%s) ORDER BY 1
+        """,
+        (names,),
     ).fetchall()
     found = []
     for name, comment, size in rows:

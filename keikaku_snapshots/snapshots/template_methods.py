@@ -63,7 +63,7 @@ class TemplateMethods:
         from keikaku_snapshots.postgres.connect import translated
         from keikaku_snapshots.postgres.databases import clones_in_flight, connect_maintenance
         from keikaku_snapshots.snapshots.guards import check_protected
-        from keikaku_snapshots.snapshots.templates import drop_databases, list_templates, orphaned_spares
+        from keikaku_snapshots.snapshots.templates import drop_databases, look
 
         with self._audit.recording("clear_templates", None) as record:
             check_protected(
@@ -76,12 +76,12 @@ class TemplateMethods:
                 connect_maintenance(self.url, maintenance=self._maintenance) as admin,
                 translated(self.url, "dropping templates"),
             ):
-                names = [one.database for one in list_templates(admin)]
+                names = [one.template.database for one in look(admin)[0]]
                 # First the templates: afterwards nobody makes a spare of them.
                 dropped = drop_databases(admin, names)
                 deadline = time.monotonic() + _SPARE_WAIT_S
                 while any(clones_in_flight(admin, name) for name in names) and time.monotonic() < deadline:
                     time.sleep(_POLL_S)
-                dropped += drop_databases(admin, orphaned_spares(admin))
+                dropped += drop_databases(admin, look(admin)[1])
             record.note(dropped=dropped)
         return dropped

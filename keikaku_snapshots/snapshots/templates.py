@@ -22,7 +22,7 @@ from keikaku_snapshots.postgres import databases
 from keikaku_snapshots.postgres.creation import comment_statement
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from keikaku_snapshots.postgres.connect import Connection
     from keikaku_snapshots.postgres.url import DatabaseURL
@@ -78,8 +78,11 @@ class Found:
     identity: databases.Identity
     #: Number of the database on the server: another one with the same name is another template.
     oid: int
-    #: Spares of this very template that can be used.
-    spares: tuple[str, ...]
+
+    @property
+    def spares(self) -> tuple[str, ...]:
+        """Clones of it that wait to be used."""
+        return self.template.spares
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -157,70 +160,66 @@ def find(admin: Connection, key: str) -> Found | None:
     Returns:
         The template, or None.
     """
-    found = _all(admin, key)
+    found, _ = look(admin, key)
     return found[0] if found else None
 
 
 def list_templates(admin: Connection) -> list[Template]:
-    """List the templates of a server, last used first.
+    """List the templates of a server.
 
     Args:
         admin: The maintenance database.
 
     Returns:
-        Templates, whoever made them.
+        Templates, whoever made them, last used first.
     """
-    return sorted((one.template for one in _all(admin)), key=lambda one: one.used_at, reverse=True)
+    return [one.template for one in look(admin)[0]]
 
 
-def _all(admin: Connection, key: str | None = None) -> list[Found]:
-    pattern = "%" if key is None else f"{key}%"
+def look(admin: Connection, key: str = "") -> tuple[list[Found], list[str]]:
+    """Look at the templates of a server and at the spares whose template is gone or was made anew.
+
+    Args:
+        admin: The maintenance database.
+        key: Only this one; all when empty.
+
+    Returns:
+        Templates, whoever made them, last used first; names of spares that serve nobody.
+    """
     rows = admin.execute(
         "SELECT d.datname::text, d.oid::bigint, pg_catalog.shobj_description(d.oid, 'pg_database')"
-        " FROM pg_catalog.pg_database d"
-        " WHERE d.datname LIKE 'keikaku\\_tpl\\_' || %(key)s"
-        " OR d.datname LIKE 'keikaku\\_spare\\_' || %(key)s"
-        " ORDER BY 1",
-        {"key": pattern},
+        " FROM pg_catalog.pg_database d WHERE d.datname LIKE ANY (%s) ORDER BY 1",
+        ([f"keikaku\\_tpl\\_{key}%", f"keikaku\\_spare\\_{key}%"],),
     ).fetchall()
-    marked = [(name, oid, identity) for name, oid, comment in rows
-              if (identity := databases.Identity.from_comment(comment)) is not None]  # fmt: skip
-    found = []
-    for name, oid, identity in marked:
-        own_key = identity.extra.get("key")
-        # The name alone decides nothing, and neither does the mark alone.
-        if identity.kind != "tpl" or not isinstance(own_key, str) or name != template_name(own_key):
-            continue
-        spares = [(other, mark) for other, _, mark in marked
-                  if mark.kind == "spare" and mark.extra.get("key") == own_key]  # fmt: skip
-        usable = tuple(other for other, mark in spares if mark.extra.get("template") == oid)
-        template = Template(
-            name,
-            own_key,
-            str(identity.extra.get("snapshot", "")),
-            identity.target,
-            int(identity.extra.get("size_bytes", 0)),
-            identity.created_at,
-            str(identity.extra.get("used_at", identity.created_at)),
-            tuple(other for other, _ in spares),
-        )
-        found.append(Found(template, identity, oid, usable))
-    return found
+    marked = [(str(name), int(oid), mark) for name, oid, comment in rows
+              if (mark := databases.Identity.from_comment(comment)) is not None]  # fmt: skip
+    spares = [(name, mark.extra) for name, _, mark in marked if mark.kind == "spare" and "key" in mark.extra]
+    # The name alone decides nothing, and neither does the mark alone.
+    found = [
+        _found(name, oid, mark, spares)
+        for name, oid, mark in marked
+        if mark.kind == "tpl" and name == template_name(str(mark.extra.get("key")))
+    ]
+    found.sort(key=lambda one: one.template.used_at, reverse=True)
+    good = {name for one in found for name in one.spares}
+    return found, [name for name, _ in spares if name not in good]
 
 
-def orphaned_spares(admin: Connection) -> list[str]:
-    """Name the spares whose template is gone or was made anew.
-
-    Args:
-        admin: The maintenance database.
-
-    Returns:
-        Databases that serve nobody.
-    """
-    good = {name for one in _all(admin) for name in one.spares}
-    spares: tuple[databases.Kind, ...] = ("spare",)
-    ours = databases.our_databases(admin, kinds=spares)
-    return [one.name for one in ours if one.name not in good and one.identity.extra.get("key")]
+def _found(
+    name: str, oid: int, mark: databases.Identity, spares: Sequence[tuple[str, Mapping[str, Any]]]
+) -> Found:
+    key = mark.extra["key"]
+    template = Template(
+        name,
+        key,
+        str(mark.extra.get("snapshot", "")),
+        mark.target,
+        int(mark.extra.get("size_bytes", 0)),
+        mark.created_at,
+        str(mark.extra.get("used_at", mark.created_at)),
+        tuple(other for other, extra in spares if extra["key"] == key and extra.get("template") == oid),
+    )
+    return Found(template, mark, oid)
 
 
 def new_mark(target: str, key: str, snapshot: str, **facts: Any) -> databases.Identity:

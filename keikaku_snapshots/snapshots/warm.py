@@ -237,17 +237,20 @@ class WarmSource:
     def leave(self) -> None:
         """After the swap: note the use, leave spares, and let the server drop what is too much."""
         try:
-            found = templates.find(self._admin, self._key)
-            if found is None:
-                return
-            templates.note_use(self._admin, found, self._verified)
-            self._drop_too_much()
-            self._leave_spares(found)
+            found, orphans = templates.look(self._admin)
+            ours = next((one for one in found if one.template.key == self._key), None)
+            if ours is not None:
+                templates.note_use(self._admin, ours, self._verified)
+                self._drop(self._too_much([one.template for one in found]))
+                self._leave_spares(ours)
+            self._drop(orphans)
         except (KeikakuError, psycopg.Error) as error:
             # The restore is done; what is missing costs the next one some time.
             log.warning("the templates were not put in order (%s)", type(error).__name__)
 
     def _leave_spares(self, found: templates.Found) -> None:
+        if not self._spares:
+            return
         missing = self._spares - len(found.spares) - databases.clones_in_flight(self._admin, self._name)
         if missing <= 0:
             return
@@ -266,19 +269,16 @@ class WarmSource:
                 maintenance=self._maintenance,
             ).abandon()
 
-    def _drop_too_much(self) -> None:
-        present = templates.list_templates(self._admin)
-        if len(present) > 1:
-            free_bytes = templates.free_disk_bytes(self._admin, self._url)
-            limit_bytes = templates.byte_limit(free_bytes, present)
-            doomed = [
-                name
-                for one in templates.to_drop(present, self._name, limit_bytes=limit_bytes)
-                for name in (one.database, *one.spares)
-            ]
-        else:
-            doomed = []
-        for name in [*doomed, *templates.orphaned_spares(self._admin)]:
+    def _too_much(self, present: list[templates.Template]) -> list[str]:
+        """Least recently used templates beyond count and bytes, with their spares."""
+        if len(present) < 2:
+            return []
+        free_bytes = templates.free_disk_bytes(self._admin, self._url)
+        doomed = templates.to_drop(present, self._name, limit_bytes=templates.byte_limit(free_bytes, present))
+        return [name for one in doomed for name in (one.database, *one.spares)]
+
+    def _drop(self, names: list[str]) -> None:
+        for name in names:
             databases.leave_to_server(self._url, drop_database=name, maintenance=self._maintenance).abandon()
 
 
@@ -292,7 +292,4 @@ def file_identity(opened: OpenSnapshot) -> str:
         A short text, equal for a file that nobody has written to.
     """
     text = repr(opened.state())
-    return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
-
-
-_DIGITS = 32
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

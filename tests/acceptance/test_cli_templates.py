@@ -6,12 +6,21 @@ import json
 import time
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.integration import schemas
 from tests.integration.test_restore_in_place import SMALL
 
 if TYPE_CHECKING:
     from keikaku_snapshots.postgres.url import DatabaseURL
     from tests.acceptance.conftest import Command
+    from tests.servers import Server
+
+
+@pytest.fixture(scope="session")
+def server(own_server: Server) -> Server:
+    """A server whose templates nobody else pushes out."""
+    return own_server
 
 
 def test_a_snapshot_is_restored_cold_warm_and_from_a_spare(command: Command, database: DatabaseURL) -> None:

@@ -23,6 +23,7 @@ from keikaku_snapshots.errors import (
 from keikaku_snapshots.postgres import databases
 from keikaku_snapshots.snapshots import templates, warm
 from keikaku_snapshots.snapshots.reading import OpenSnapshot
+from tests import servers
 from tests.integration import schemas
 from tests.integration.test_restore_in_place import CHANGED, SMALL
 from tests.integration.test_restore_swap import siblings, wait_until_clean
@@ -35,10 +36,16 @@ if TYPE_CHECKING:
     from keikaku_snapshots.postgres.url import DatabaseURL
     from keikaku_snapshots.snapshots.restore import Restored
     from keikaku_snapshots.snapshots.templates import Template
-    from tests.conftest import MakeDatabase
+    from tests.conftest import FreshServer, MakeDatabase
     from tests.servers import Server
 
 COUNT = "SELECT count(*) FROM children"
+
+
+@pytest.fixture(scope="session")
+def server(own_server: Server) -> Server:
+    """A server whose templates nobody else pushes out."""
+    return own_server
 
 
 @pytest.fixture
@@ -97,28 +104,28 @@ def test_the_second_restore_takes_the_template_of_the_first(server: Server, smal
     wait_until_clean(server, small.url)
 
 
-def test_each_version_of_the_server_clones(
-    each_server: Server, make_database: MakeDatabase, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("major", servers.MAJORS)
+def test_each_version_of_the_server_clones(fresh_server: FreshServer, major: int, tmp_path: Path) -> None:
     """DESIGN 5, PEERS 20: every strategy of the server gives the same database."""
-    url = make_database(each_server)
+    server = fresh_server(major)
+    url = servers.create_database(server)
     schemas.run(url, SMALL)
     with SnapshotManager(url, tmp_path, minimum_free_mb=1, spare=1) as manager:
         manager.create_snapshot("small")
-        content = schemas.dump_text(each_server, url)
+        content = schemas.dump_text(server, url)
         assert origin(manager.restore_snapshot("small")) == "cold"
         for size_bytes in (1, databases.FILE_COPY_BYTES):
             wait_for_spare(manager)
-            with each_server.admin() as admin:
+            with server.admin() as admin:
                 for spare in only(manager).spares:
                     databases.drop(admin, spare)
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr("keikaku_snapshots.postgres.cloning.FILE_COPY_BYTES", size_bytes)
                 assert origin(manager.restore_snapshot("small")) == "warm"
-            assert schemas.dump_text(each_server, url) == content
+            assert schemas.dump_text(server, url) == content
         wait_for_spare(manager)
         assert origin(manager.restore_snapshot("small")) == "spare"
-        assert schemas.dump_text(each_server, url) == content
+        assert schemas.dump_text(server, url) == content
 
 
 def test_a_warm_restore_does_not_read_a_file_that_was_checked(

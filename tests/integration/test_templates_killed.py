@@ -67,6 +67,12 @@ for line in sys.stdin:
 """
 
 
+@pytest.fixture(scope="session")
+def server(own_server: Server) -> Server:
+    """A server whose templates nobody else pushes out."""
+    return own_server
+
+
 @pytest.fixture
 def small(database: DatabaseURL, tmp_path: Path) -> Iterator[SnapshotManager]:
     """A manager that leaves spares, whose database was snapshotted as ``small`` and changed afterwards."""
