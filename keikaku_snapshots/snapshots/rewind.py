@@ -13,7 +13,7 @@ from keikaku_snapshots.postgres.capture_owner import THOROUGH_STATE
 from keikaku_snapshots.postgres.connect import connect, translate
 from keikaku_snapshots.snapshots.checkpoint import NAMES
 from keikaku_snapshots.snapshots.rewind_functions import RESTLESS_STATE, STALE_STATE
-from keikaku_snapshots.snapshots.rewind_stale import explain_stale
+from keikaku_snapshots.snapshots.rewind_stale import explain_stale, known_snapshot
 from keikaku_snapshots.snapshots.rewind_waiting import in_the_way
 
 if TYPE_CHECKING:
@@ -181,8 +181,12 @@ class Rewinder:
             return UnsafeRestoreError(
                 f"rewinding {self._url.database!r} as role {self._url.user!r} would not be exact",
                 found=f"{_words(error)}\nDatabase: {self._url.location}",
-                hint="Use a superuser, or let one say: "
+                hint="Restore the state to go back to, then make a new checkpoint; "
+                "checkpoint(snapshot=NAME) (--snapshot) lets rewind do both."
+                if self._is_replica
+                else "Use a superuser, or let one say: "
                 f"GRANT SET ON PARAMETER session_replication_role TO {self._url.user};",
+                snapshot=known_snapshot(self._url),
             )
         return translate(error, url=self._url, doing="rewinding")
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from keikaku_snapshots.errors import SchemaDriftError
+from keikaku_snapshots.errors import KeikakuError, SchemaDriftError, UnsafeRestoreError
 from keikaku_snapshots.snapshots.parameters import check_number
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ class RewindMethods:
             SnapshotNotFoundError: There is no checkpoint.
             DatabaseInUseError: A transaction stayed open; the text says which. Nothing was changed.
             SchemaDriftError: The schema was changed since, and no snapshot is known that could be restored.
+            UnsafeRestoreError: The server refuses a row that was there; no snapshot is known either.
             ProtectedDatabaseError: The database looks like production.
         """
         from keikaku_snapshots.snapshots.rewind import Rewinder
@@ -106,13 +107,13 @@ class RewindMethods:
             self._rewinder = Rewinder(self.url)
         try:
             return self._rewinder.rewind(wait_s=wait_s)
-        except SchemaDriftError as error:
+        except (SchemaDriftError, UnsafeRestoreError) as error:
             source = error.details.get("snapshot")
             if source is None or Path(source.directory) != self.directory:
                 raise
             return self._restored_instead(error, source, wait_s)
 
-    def _restored_instead(self, error: SchemaDriftError, source: SnapshotReference, wait_s: float) -> Rewound:
+    def _restored_instead(self, error: KeikakuError, source: SnapshotReference, wait_s: float) -> Rewound:
         """The slow way: the snapshot that the checkpoint was made from, and a new checkpoint."""
         from keikaku_snapshots.snapshots.rewind import Rewound
 

@@ -37,6 +37,23 @@ def explain_stale(url: DatabaseURL) -> KeikakuError | None:
         return None
 
 
+def known_snapshot(url: DatabaseURL) -> SnapshotReference | None:
+    """Read which snapshot the checkpoint was made from.
+
+    Args:
+        url: The database.
+
+    Returns:
+        The snapshot, or None if nobody said so or it cannot be read.
+    """
+    try:
+        with connect(url, autocommit=True) as connection:
+            row = connection.execute(f"SELECT snapshot FROM {NAMES.schema}.state").fetchone()  # noqa: S608
+    except (psycopg.Error, KeikakuError):
+        return None
+    return _reference(row[0]) if row else None
+
+
 def _explain(connection: Connection, url: DatabaseURL) -> KeikakuError | None:
     row = connection.execute(
         "SELECT pg_catalog.obj_description(oid, 'pg_namespace'),"

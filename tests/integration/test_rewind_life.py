@@ -16,6 +16,7 @@ from keikaku_snapshots.errors import (
     DatabaseInUseError,
     RefusedError,
     SchemaDriftError,
+    UnsafeRestoreError,
 )
 from tests.integration.test_rewind import SHOP, run, state
 from tests.servers import as_role, connect
@@ -357,6 +358,26 @@ def test_hidden_rows_are_refused(owner_database: DatabaseURL) -> None:
     run(owner_database, SHOP + "ALTER TABLE staffs ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY")
     with SnapshotManager(owner_database) as manager, pytest.raises(AccessDeniedError, match="NO FORCE"):
         manager.checkpoint()
+
+
+def test_a_row_that_the_server_takes_no_longer_is_told(shared_database: DatabaseURL, tmp_path: Path) -> None:
+    """A NOT VALID constraint forbids what is there already: nothing is changed; a known snapshot is restored."""
+    run(shared_database, SHOP + "ALTER TABLE staffs ADD CHECK (id > 1) NOT VALID")
+    with SnapshotManager(shared_database, tmp_path) as manager:
+        manager.checkpoint()
+        run(shared_database, "DELETE FROM staffs WHERE id < 3")
+        after = state(shared_database)
+        with pytest.raises(UnsafeRestoreError, match="23514"):
+            manager.rewind()
+        assert state(shared_database) == after
+        manager.drop_checkpoint()
+        run(shared_database, "ALTER TABLE staffs DROP CONSTRAINT staffs_id_check")
+        manager.create_snapshot("shop")
+        before = state(shared_database)
+        manager.checkpoint(snapshot="shop")
+        run(shared_database, "ALTER TABLE staffs ADD CHECK (id > 3) NOT VALID; DELETE FROM staffs")
+        assert manager.rewind().path == "restored"
+        assert state(shared_database) == before
 
 
 def test_a_foreign_schema_of_our_name_stays(shared_database: DatabaseURL) -> None:
