@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -15,6 +15,7 @@ import pytest
 
 from keikaku_snapshots.cli import keikaku
 from keikaku_snapshots.cli.run import run
+from tests import servers
 from tests.messages import Said
 
 if TYPE_CHECKING:
@@ -55,6 +56,17 @@ def _variables(database: DatabaseURL) -> dict[str, str]:
         "KEIKAKU_RETRY_WAIT_MIN_S": "0",
         "KEIKAKU_RETRY_WAIT_MAX_S": "0",
     }
+
+
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """A directory that root's server, which runs under another account, gets through.
+
+    Not below `tmp_path`: every session of pytest on the machine closes its parent to others again.
+    """
+    base = servers.make_base_directory()
+    yield base
+    servers.remove(base)
 
 
 @pytest.fixture

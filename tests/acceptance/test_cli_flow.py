@@ -42,7 +42,10 @@ def _environment(directory: Path, **more: str) -> dict[str, str]:
 @pytest.fixture
 def keikaku(tmp_path: Path) -> Keikaku:
     """Run `keikaku …` in an empty directory, without a terminal, with cron's environment."""
+    return _keikaku_in(tmp_path)
 
+
+def _keikaku_in(directory: Path) -> Keikaku:
     def call(
         *arguments: str, url: DatabaseURL | None = None, **variables: str
     ) -> subprocess.CompletedProcess[str]:
@@ -50,8 +53,8 @@ def keikaku(tmp_path: Path) -> Keikaku:
             variables["KEIKAKU_DB_URL"] = url.text
         return subprocess.run(
             [sys.executable, "-m", "keikaku_snapshots", *arguments],
-            cwd=tmp_path,
-            env=_environment(tmp_path, **variables),
+            cwd=directory,
+            env=_environment(directory, **variables),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -163,7 +166,7 @@ class Terminal:
             os.execve(sys.executable, argv, environment)  # noqa: S606 - no shell is wanted
         self.text = ""
 
-    def until(self, words: str | None, timeout_s: float = 30) -> bool:
+    def until(self, words: str | None, timeout_s: float = 90) -> bool:
         """Read until the words, or to the end; False when time ran out first."""
         deadline = time.monotonic() + timeout_s
         while words is None or words not in self.text:
@@ -232,18 +235,16 @@ def test_sigterm_while_generating_leaves_nothing(database: DatabaseURL, tmp_path
     assert not [file for file in tmp_path.glob("snapshots/*") if "lock" not in file.name]
 
 
-def test_the_embedded_server_is_started_and_stopped(keikaku: Keikaku, tmp_path: Path) -> None:
+def test_the_embedded_server_is_started_and_stopped(open_directory: Path) -> None:
     """`server start | status | url | stop`, and --embedded uses it."""
-    # Root's server runs under another account, which must get through.
-    for place in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        place.chmod(0o755)
+    keikaku = _keikaku_in(open_directory)
     start = keikaku("server", "start", "--setting", "fsync=off", "--json")
     try:
         status = json.loads(start.stdout)
         url = keikaku("server", "url").stdout.strip()
         used = keikaku("create", "empty", "--embedded")
-        doctor = Terminal(["doctor"], tmp_path, None)
-        doctor.until(None)
+        doctor = Terminal(["doctor"], open_directory, None)
+        assert doctor.until(None)
 
         assert status["running"] is True
         assert json.loads(keikaku("server", "status", "--json").stdout)["pid"] == status["pid"]
