@@ -139,7 +139,7 @@ def run_psql(
 def pg_restore_script(
     tools: Tools,
     archive: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    out: str | os.PathLike[str] | int,
     *,
     section: Section | None = None,
     list_file: str | os.PathLike[str] | None = None,
@@ -159,7 +159,8 @@ def pg_restore_script(
         tools: Programs of the server's major version.
         archive: A custom file or directory archive; ``/dev/fd/N`` reads an open file.
         out: The script, as ``path`` of `start_pg_dump`; ``/dev/null`` reads the whole
-            archive and so proves that it can be read (FAULTS 7).
+            archive and so proves that it can be read (FAULTS 7). Or the descriptor of an empty file,
+            which need not have a name.
         section: Only this section.
         list_file: Only what this edited table of contents holds (``-L``).
         single_transaction: See above.
@@ -173,7 +174,10 @@ def pg_restore_script(
         The result. Give it to `translate_tool_failure` when it is not ``ok``.
     """
     refuse_create(extra)
-    target = os.devnull if os.fspath(out) == os.devnull else prepare_target(out, "plain")
+    if isinstance(out, int):
+        target, pass_fds = f"/dev/fd/{out}", (*pass_fds, out)
+    else:
+        target = os.devnull if os.fspath(out) == os.devnull else prepare_target(out, "plain")
     argv: list[str | Path] = [tools.pg_restore, f"--file={target}"]
     argv += _restore_arguments(section, list_file, owners=owners, single_transaction=single_transaction)
     argv += [*extra, absolute(archive)]

@@ -94,28 +94,27 @@ def file_names(entry: Entry) -> list[str]:
 
 
 @contextlib.contextmanager
-def chosen(ids: Iterable[int]) -> Iterator[str]:
+def chosen(ids: Iterable[int]) -> Iterator[int]:
     """Write entries into a file as ``pg_restore --use-list`` reads it.
 
     Args:
         ids: Numbers of entries.
 
     Yields:
-        The path of the file, which is removed at the end of the block.
+        The descriptor of the file, to be read as ``/dev/fd/N``. It has no name, which a kill would leave.
 
     Raises:
         DiskFullError: It cannot be written.
     """
-    file = tempfile.NamedTemporaryFile("w", prefix="keikaku-", suffix=".list")  # noqa: SIM115 - closed below
-    with contextlib.closing(file):
+    with tempfile.TemporaryFile("w") as file:
         try:
             file.write("".join(f"{number};\n" for number in ids))
-            file.flush()
+            file.seek(0)
         except OSError as error:
             raise translate_os_error(
-                error, doing="writing a list for pg_restore", path=Path(file.name)
+                error, doing="writing a list for pg_restore", path=Path(tempfile.gettempdir())
             ) from error
-        yield file.name
+        yield file.fileno()
 
 
 def is_directory_archive(head: bytes) -> bool:

@@ -13,7 +13,7 @@ import mmap
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import TemporaryFile, gettempdir
 from typing import TYPE_CHECKING, Final
 
 import psycopg
@@ -132,7 +132,7 @@ def _read(
     blobs = [entry.id for entry in contents.entries if entry.kind == "BLOBS"]
     with (
         chosen(blobs) as only,
-        _script(opened, manifest, pg_bin, minimum_free_mb, list_file=only) as script,
+        _script(opened, manifest, pg_bin, minimum_free_mb, only=only) as script,
     ):
         yield tables, _contents(script, manifest.schema_objects)[1]
 
@@ -144,7 +144,7 @@ def _script(
     pg_bin: Path | None,
     minimum_free_mb: int,
     *,
-    list_file: str | None = None,
+    only: int | None = None,
 ) -> Iterator[Script]:
     """The snapshot as plain SQL; what is packed, and the rows of an archive, in a temporary file first."""
     name, descriptor = opened.path.name, opened.fileno()
@@ -152,29 +152,31 @@ def _script(
         with Script(descriptor, name) as script:
             yield script
         return
-    with NamedTemporaryFile(prefix="keikaku-", suffix=".sql") as file:
+    # Without a name, which a kill would leave with all the rows.
+    with TemporaryFile() as file:
+        written, place = file.fileno(), Path(gettempdir())
         if manifest.format == "plain":
-            unpack_into(opened, file.fileno(), Path(file.name), minimum_free_mb=minimum_free_mb)
-            with Script(file.fileno(), name) as script:
+            unpack_into(opened, written, place / "unpacked.sql", minimum_free_mb=minimum_free_mb)
+            with Script(written, name) as script:
                 yield script
             return
         tools = find_tools(manifest.server_major, configured=pg_bin)
-        watcher = ReserveWatcher(Path(file.name).parent, minimum_free_mb)
+        watcher = ReserveWatcher(place, minimum_free_mb)
         result = pg_restore_script(
             tools,
             f"/dev/fd/{descriptor}",
-            file.name,
+            written,
             single_transaction=False,
-            list_file=list_file,
+            list_file=None if only is None else f"/dev/fd/{only}",
             extra=["--data-only"],
-            pass_fds=(descriptor,),
+            pass_fds=(descriptor,) if only is None else (descriptor, only),
             watch=watcher,
         )
         if result.stopped:
             raise watcher.error(result.stopped)
         if not result.ok:
             raise translate_tool_failure(result, None, doing=f"reading {name}")
-        with Script(file.fileno(), name) as script:
+        with Script(written, name) as script:
             yield script
 
 

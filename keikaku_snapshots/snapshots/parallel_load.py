@@ -219,13 +219,13 @@ class ParallelLoader:
                 self._url.with_database(self._connection.info.dbname),
                 f"/dev/fd/{archive.descriptor}",
                 jobs=archive.jobs,
-                list_file=only,
+                list_file=f"/dev/fd/{only}",
                 single_transaction=False,
                 # Ours to give back, and pg_restore has nothing here that has an owner.
                 owners=False,
                 extra=["--verbose"],
                 settings=_SETTINGS,
-                pass_fds=(archive.descriptor,),
+                pass_fds=(archive.descriptor, only),
                 on_stderr=self._listen,
             ) as running,
         ):

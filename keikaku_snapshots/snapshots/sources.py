@@ -127,23 +127,21 @@ class Sources:
         """Some entries of an archive as plain SQL."""
         with self._temporary() as (path, descriptor):
             with chosen(ids) as only:
-                self._write_script(tools, path, descriptor, list_file=only)
+                self._write_script(tools, path, descriptor, only=only)
             with Script(descriptor, self._opened.path.name) as script:
                 yield script
 
-    def _write_script(
-        self, tools: Tools, path: Path, descriptor: int, *, list_file: str | None = None
-    ) -> None:
+    def _write_script(self, tools: Tools, path: Path, descriptor: int, *, only: int | None = None) -> None:
         """Have pg_restore write an archive out as SQL."""
         watcher = ReserveWatcher(path.parent, self._minimum_free_mb)
         archive = self._opened.fileno()
         result = pg_restore_script(
             tools,
             f"/dev/fd/{archive}",
-            path,
-            list_file=list_file,
+            descriptor,
+            list_file=None if only is None else f"/dev/fd/{only}",
             single_transaction=False,
-            pass_fds=(archive,),
+            pass_fds=(archive,) if only is None else (archive, only),
             watch=watcher,
         )
         if result.stopped:
@@ -161,6 +159,7 @@ class Sources:
                 stage = stack.enter_context(self._store.stage(self._opened.snapshot.name, "sql"))
                 place = stage.path, stage.fileno()
             except (AccessDeniedError, RefusedError):
-                file = stack.enter_context(tempfile.NamedTemporaryFile(prefix="keikaku-", suffix=".sql"))
-                place = Path(file.name), file.fileno()
+                # Without a name, which a kill would leave with all the rows.
+                file = stack.enter_context(tempfile.TemporaryFile())
+                place = Path(tempfile.gettempdir(), "unpacked.sql"), file.fileno()
             yield place

@@ -324,19 +324,27 @@ SnapshotManager(url, directory, minimum_free_mb=1).restore_snapshot("slow", stra
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a program's children of our death")
-def test_kill_9_of_this_process_takes_all_workers_with_it(server: Server, small: SnapshotManager) -> None:
-    """FAULTS 44: a worker that went on would hold the snapshot and fill a database that nobody waits for."""
+def test_kill_9_of_this_process_takes_all_workers_with_it(
+    server: Server, small: SnapshotManager, tmp_path: Path
+) -> None:
+    """FAULTS 44: a worker that went on would hold the snapshot and fill a database that nobody waits for.
+
+    Of the temporary files only that with the password has a name, and the next run removes it.
+    """
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
     _slow(small)
     before = schemas.dump_text(server, small.url)
     killed = subprocess.run(
         [sys.executable, "-c", _KILLED, small.url.text, str(small.directory)],
-        env={"PATH": os.defpath, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={"PATH": os.defpath, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(temporary)},
         check=False,
         timeout=60,
         capture_output=True,
         text=True,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert [file.name for file in temporary.iterdir() if not file.name.startswith("keikaku-pass-")] == []
     group = int(killed.stdout)
     psutil.wait_procs([one for one in psutil.process_iter() if _in_group(one, group)], timeout=20)
     assert [one for one in psutil.process_iter() if _in_group(one, group)] == []
