@@ -77,9 +77,9 @@ def test_any_layout_of_lines_is_read_whatever_the_pieces(
 #: What breaks a row, or makes it one that must be read with care.
 PIECES = st.sampled_from(
     [
-        '"a": ', '"b": ', '1', '-0', '1e5', '01', 'NaN', 'null', 'true', '{}', '[1]', ', ', '}', '{',
+        '"a": ', '"b": ', "1", "-0", "1e5", "01", "NaN", "null", "true", "{}", "[1]", ", ", "}", "{",
         '"あ"', '{"a": 1}', '"a": 1, "a": 2', '"\\n"', '"\\u0000"', '"\\ud800"', '"\\u3042"', '"\n"',
-        '\\u0000',
+        "\\u0000",
     ]
 )  # fmt: skip
 
@@ -93,7 +93,7 @@ def test_rows_read_at_once_are_those_read_member_by_member(rows: list[str]) -> N
         source = io.BytesIO(text.encode())
         reader = RowsReader(source.read, "file.json")
         if not flat:
-            reader._flat_row = lambda _columns: None  # type: ignore[method-assign]
+            reader._flat_row = lambda columns: None  # type: ignore[method-assign]
         try:
             return [
                 [(row.columns, [(type(value), value) for value in row.values]) for row in found]
