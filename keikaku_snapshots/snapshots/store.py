@@ -188,7 +188,8 @@ class SnapshotStore:
 
         Raises:
             AccessDeniedError: Not allowed.
-            RefusedError: There is something else of that name.
+            UsageError: There is something else of that name.
+            RefusedError: The ``.locks`` folder is a link.
         """
         with self._translated("making the snapshot directory"):
             for path in (self.directory, self.directory / ".locks"):
@@ -200,7 +201,7 @@ class SnapshotStore:
                 except (FileExistsError, NotADirectoryError) as error:
                     if path.is_dir():  # another process was first
                         continue
-                    raise RefusedError(
+                    raise UsageError(
                         "the snapshot directory is not a directory",
                         found=str(path),
                         hint="Use another --snapshot-dir.",

@@ -286,7 +286,13 @@ class TestCommands:
         assert type_("rename", "app", "web")[0] == 2
         assert type_("rename", "missing", "new")[0] == 10
 
-    @pytest.mark.parametrize("command", ["list", "show app", "verify app", "prune", "pin app"])
+    @pytest.mark.parametrize(
+        "command",
+        [
+            *("list", "show app", "verify app", "prune", "pin app", "rename app web"),
+            "create app --db-url postgresql://u:p@127.0.0.1:1/d",
+        ],
+    )
     def test_a_file_as_the_directory_is_a_usage_error(self, type_: Run, command: str, tmp_path: Path) -> None:
         """Exit code 2: what was typed is wrong, and nothing failed to be created."""
         (tmp_path / "file").touch()
