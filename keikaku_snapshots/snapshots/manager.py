@@ -22,6 +22,7 @@ from keikaku_snapshots.snapshots.parameters import (
     check_marker,
     check_number,
     check_restore,
+    check_spare,
     check_templates,
 )
 from keikaku_snapshots.snapshots.rewind_methods import RewindMethods
@@ -109,10 +110,10 @@ class SnapshotManager(FileMethods, RewindMethods, TemplateMethods):
             "keep_old_minutes": keep_old_minutes,
             "minimum_free_mb": minimum_free_mb,
             "lock_timeout_s": lock_timeout_s,
-            "spare": spare,
         }
         for label, value in numbers.items():
             check_number(label, value)
+        check_spare(spare, templates=templates)
         self._url = None if db_url is None else DatabaseURL.parse(db_url)
         check_directory(snapshot_dir)
         self._store = SnapshotStore(snapshot_dir, latest_mode=latest)
@@ -129,7 +130,7 @@ class SnapshotManager(FileMethods, RewindMethods, TemplateMethods):
         self._retry = retry
         self._retention = retention
         self._templates = templates
-        self._spare = int(spare)
+        self._spare = spare
         self._aio: AsyncSnapshotManager | None = None
 
     # -- life ------------------------------------------------------------------------
@@ -400,6 +401,9 @@ class SnapshotManager(FileMethods, RewindMethods, TemplateMethods):
                     raise
                 raise better from error
             record.note(strategy=restored.strategy)
+            origin = restored.reason.partition(":")[0]
+            if origin in {"cold", "warm", "spare"}:
+                record.note(template=origin)
             if restored.hooks:
                 record.note(hooks=[hook.hook for hook in restored.hooks])
         return restored

@@ -154,6 +154,28 @@ def check_restore(strategy: str, on_schema_mismatch: str) -> None:
         )
 
 
+def check_spare(spare: object, *, templates: bool) -> None:
+    """Check how many spares shall be left.
+
+    Args:
+        spare: 0 or more.
+        templates: Whether the manager uses templates, of which spares are copies.
+
+    Raises:
+        ParameterTypeError: It is no whole number.
+        UsageError: It is negative, or there are no templates.
+    """
+    if type(spare) is not int:
+        raise ParameterTypeError(f"spare must be a whole number, not {type(spare).__name__}")
+    if spare < 0:
+        raise UsageError(f"spare must not be negative, but is {spare}")
+    if spare and not templates:
+        raise UsageError(
+            "spares are copies of templates, which are switched off",
+            hint="Leave out --no-templates (templates=False), or --spare.",
+        )
+
+
 def check_templates(strategy: str, *, templates: bool) -> None:
     """Refuse to restore from a template where none may be used.
 

@@ -167,7 +167,8 @@ class Restore:
                 self._in_place(rights)
             else:
                 strategy, reason = self._swap_or_stay(rights, lock, reason)
-        self._tell("restore", self._snapshot.size_bytes, finished=True)
+        if not reason.startswith(("warm:", "spare:")):  # nothing was read then
+            self._tell("restore", self._snapshot.size_bytes, finished=True)
         seconds = time.monotonic() - self._begun
         log.info("restored %s into %s by %s in %.2f s", self._snapshot, self._url.database, strategy, seconds)
         warnings, hooks = tuple(self._warnings), tuple(self._hooks.done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from keikaku_snapshots.postgres.url import DatabaseURL
+    from keikaku_snapshots.progress import Progress
     from keikaku_snapshots.snapshots.restore import Restored
     from keikaku_snapshots.snapshots.templates import Template
     from tests.conftest import FreshServer, MakeDatabase
@@ -182,6 +184,19 @@ def test_a_spare_that_is_on_its_way_is_waited_for(small: SnapshotManager) -> Non
     with with_spare(small) as manager:
         manager.restore_snapshot("small")
         assert origin(manager.restore_snapshot("small")) == "spare"
+
+
+def test_the_audit_log_says_where_it_came_from_and_nothing_is_told_of_a_file_that_is_not_read(
+    small: SnapshotManager,
+) -> None:
+    """B14: cold, warm or spare; no megabytes a second for a rename."""
+    told: list[Progress] = []
+    for _ in range(2):
+        told.clear()
+        small.restore_snapshot("small", progress=told.append)
+    assert told == []
+    lines = [json.loads(line) for line in (small.directory / "audit.log").read_text().splitlines()]
+    assert [line["template"] for line in lines if "template" in line] == ["cold", "warm"]
 
 
 def test_nobody_can_enter_a_template_or_a_spare(server: Server, small: SnapshotManager) -> None:
@@ -359,6 +374,8 @@ def test_swap_and_templates_false_neither_use_nor_leave_one(small: SnapshotManag
         assert manager.restore_snapshot("small").reason == "nobody else is connected"
         with pytest.raises(UsageError, match="templates"):
             manager.restore_snapshot("small", strategy="template")
+    with pytest.raises(UsageError, match="spare"):
+        SnapshotManager(small.url, small.directory, templates=False, spare=1)
     assert small.list_templates() == []
 
 
