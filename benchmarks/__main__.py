@@ -49,6 +49,12 @@ def main() -> int:
             for name in ("medium", "large"):
                 url = server.url(f"bench_{name}", create=True)
                 report(generation.against_copy(url, tools, folder, name, options.runs))
+            url = server.url("bench_stockrx", create=True)
+            report(generation.stockrx_against_copy(url, tools, folder, "medium", options.runs))
+            if not options.quick:
+                url = server.url("bench_stockrx_large", create=True)
+                report(memory.one_million_inventories(url))
+                report(generation.stockrx_against_copy(url, tools, folder, "large", 1))
             report(generation.against_orm(server.url("bench_orm", create=True), options.runs))
             url = server.url("bench_compare", create=True)
             report(comparison.two_hundred_thousand_rows(url, folder, options.runs))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from datetime import date
 from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
@@ -20,6 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from keikaku_snapshots.datasets import keikaku_tables
 from keikaku_snapshots.datasets.bulk import bulk_create_offices, bulk_create_staffs
 from keikaku_snapshots.datasets.generation import Generated, generate
+from tests import dataset_rows
+from tests.dataset_rows import DAY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from tests.conftest import MakeDatabase
     from tests.servers import Server
 
-DAY = date(2026, 4, 1)
 TABLES = [table.name for table in keikaku_tables.metadata.sorted_tables]
 #: What seed 7 gives for 2026-04-01. They change only when the data of every seed change.
 SMALL = (
@@ -48,25 +47,13 @@ def database(shared_database: DatabaseURL) -> DatabaseURL:
 
 
 def stored(url: DatabaseURL) -> str:
-    """SHA-256 over every row of every table as the server writes it, and over the sequences."""
-    digest = hashlib.sha256()
-    with psycopg.connect(url.text, options="-c TimeZone=UTC") as connection:
-        for table in TABLES:
-            with connection.cursor().copy(
-                f"COPY (SELECT * FROM {table} ORDER BY id) TO STDOUT".encode()
-            ) as copy:
-                for block in copy:
-                    digest.update(block)
-        row = connection.execute("SELECT last_value, is_called FROM support_plan_cycles_id_seq").fetchone()
-    digest.update(repr(row).encode())
-    return digest.hexdigest()
+    """SHA-256 over every row of every table as the server writes it, and over the sequence."""
+    return dataset_rows.stored(url, TABLES, ["support_plan_cycles_id_seq"])
 
 
 def counts(url: DatabaseURL) -> dict[str, int]:
     """Rows of every table."""
-    with psycopg.connect(url.text) as connection:
-        rows = [connection.execute(f"SELECT count(*) FROM {table}".encode()).fetchone() for table in TABLES]
-    return {table: row[0] for table, row in zip(TABLES, rows, strict=True) if row}
+    return dataset_rows.counts(url, TABLES)
 
 
 def make(url: Any, scale: str = "small", **options: Any) -> Generated:
@@ -219,14 +206,8 @@ def test_tables_refuse_what_the_application_refuses(database: DatabaseURL) -> No
 def test_every_reference_has_an_index(database: DatabaseURL) -> None:
     """Deleting a parent looks its children up; no foreign key is without an index that begins with it."""
     make(database.text)
-    with psycopg.connect(database.text) as connection:
-        bare = connection.execute(
-            "SELECT conrelid::regclass::text, conname FROM pg_constraint c "
-            "WHERE contype = 'f' AND NOT EXISTS (SELECT FROM pg_index i "
-            "WHERE i.indrelid = c.conrelid AND i.indkey[0] = c.conkey[1] AND i.indpred IS NULL)"
-        ).fetchall()
 
-    assert bare == []
+    assert dataset_rows.references_without_index(database) == []
 
 
 def test_preferences_are_stored_as_jsonb(database: DatabaseURL) -> None:
