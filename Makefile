@@ -10,7 +10,8 @@ PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SUITABLE = import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
-PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses=4 $(PYTEST_ARGS)
+# Neighbours stay together, for what a module shares; who has ended takes from the others.
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses=4 --dist=worksteal $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all check format perf bench clean

@@ -86,12 +86,12 @@ def do_in(work: Work, path: Path, mode: LatestMode, files: FileSystem) -> None:
 
 
 @pytest.fixture
-def directories(tmp_path: Path) -> Callable[[LatestMode], Path]:
+def directories(memory_path: Path) -> Callable[[LatestMode], Path]:
     """Give a new directory with two versions at each call."""
     numbers = count()
 
     def make(mode: LatestMode) -> Path:
-        path = tmp_path / f"snapshots{next(numbers)}"
+        path = memory_path / f"snapshots{next(numbers)}"
         store = store_at(path, mode=mode)
         write(store, "one", FIRST)
         write(store, "two", SECOND)

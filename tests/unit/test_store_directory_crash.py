@@ -76,10 +76,10 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def directories(tmp_path: Path, template: Path) -> Callable[[], Path]:
+def directories(memory_path: Path, template: Path) -> Callable[[], Path]:
     """Give a new copy of the template at each call, hard links kept."""
     numbers = count()
-    return lambda: copied(template, tmp_path / f"snapshots{next(numbers)}")
+    return lambda: copied(template, memory_path / f"snapshots{next(numbers)}")
 
 
 def copied(source: Path, target: Path) -> Path:
