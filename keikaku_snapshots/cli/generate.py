@@ -32,6 +32,10 @@ def _complete_scale(_context: click.Context, _parameter: click.Parameter, incomp
             "keikaku generate --scale small --seed 7 --name nightly --keep 3",
             "Other data, own name, three versions.",
         ),
+        (
+            "keikaku generate --dataset stockrx --scale medium",
+            "100,000 inventories with their batches, as medium_100000_inventories.",
+        ),
         ("keikaku generate --dataset shop.data:dataset --scale small", "A dataset of your own."),
         (
             "0 3 * * *  keikaku generate --scale medium --keep 7 -q",
@@ -46,7 +50,12 @@ def _complete_scale(_context: click.Context, _parameter: click.Parameter, incomp
     shell_complete=_complete_scale,
     help="How much: small, medium, large, xlarge, or your own.",
 )
-@click.option("--dataset", default="keikaku", show_default=True, help="A name, or package.module:attribute.")
+@click.option(
+    "--dataset",
+    default="keikaku",
+    show_default=True,
+    help="keikaku, stockrx, or your own as package.module:attribute.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same data.")
 @click.option(
     "--reference-date",

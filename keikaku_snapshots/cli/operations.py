@@ -34,7 +34,12 @@ if TYPE_CHECKING:
 @click.argument("name", required=False, shell_complete=complete_snapshot_name)
 @click.option("--dump-only", is_flag=True, help="Dump the database as it is, generate nothing; needs NAME.")
 @click.option("--scale", default="medium", show_default=True, help="How much is generated.")
-@click.option("--dataset", default="keikaku", show_default=True, help="A name, or package.module:attribute.")
+@click.option(
+    "--dataset",
+    default="keikaku",
+    show_default=True,
+    help="keikaku, stockrx, or your own as package.module:attribute.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same data.")
 @click.option(
     "--reference-date",

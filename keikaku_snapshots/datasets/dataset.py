@@ -255,7 +255,7 @@ def find_dataset(reference: str | Dataset) -> Dataset:
     """The dataset of this name.
 
     Args:
-        reference: ``keikaku``, the name of an entry point of the group
+        reference: ``keikaku``, ``stockrx``, the name of an entry point of the group
             ``keikaku_snapshots.datasets``, or ``package.module:attribute``;
             a `Dataset` is returned as it is.
 
