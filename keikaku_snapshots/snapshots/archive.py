@@ -14,14 +14,13 @@ import os
 import re
 import stat
 import struct
-import tempfile
 from dataclasses import dataclass
 from enum import IntEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from keikaku_snapshots.errors import SnapshotCorruptError
 from keikaku_snapshots.snapshots.files import translate_os_error
+from keikaku_snapshots.snapshots.temporary import temporary_file, translated_room
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -106,14 +105,13 @@ def chosen(ids: Iterable[int]) -> Iterator[int]:
     Raises:
         DiskFullError: It cannot be written.
     """
-    with tempfile.TemporaryFile("w") as file:
-        try:
-            file.write("".join(f"{number};\n" for number in ids))
-            file.seek(0)
-        except OSError as error:
-            raise translate_os_error(
-                error, doing="writing a list for pg_restore", path=Path(tempfile.gettempdir())
-            ) from error
+    with temporary_file() as file:
+        with translated_room():
+            try:
+                file.write("".join(f"{number};\n" for number in ids).encode())
+                file.seek(0)
+            except OSError as error:
+                raise translate_os_error(error, doing="writing a list for pg_restore") from error
         yield file.fileno()
 
 

@@ -13,7 +13,7 @@ import mmap
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryFile, gettempdir
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Final
 
 import psycopg
@@ -39,6 +39,7 @@ from keikaku_snapshots.snapshots.disk import ReserveWatcher
 from keikaku_snapshots.snapshots.dump_script import Script
 from keikaku_snapshots.snapshots.in_place import in_use
 from keikaku_snapshots.snapshots.script import Kind, Part
+from keikaku_snapshots.snapshots.temporary import temporary_file, translated_room
 from keikaku_snapshots.snapshots.unpack import packed_as, unpack_into
 from keikaku_snapshots.snapshots.verify import check_shape
 
@@ -153,10 +154,11 @@ def _script(
             yield script
         return
     # Without a name, which a kill would leave with all the rows.
-    with TemporaryFile() as file:
+    with temporary_file() as file:
         written, place = file.fileno(), Path(gettempdir())
         if manifest.format == "plain":
-            unpack_into(opened, written, place / "unpacked.sql", minimum_free_mb=minimum_free_mb)
+            with translated_room():
+                unpack_into(opened, written, place / "unpacked.sql", minimum_free_mb=minimum_free_mb)
             with Script(written, name) as script:
                 yield script
             return
@@ -172,10 +174,11 @@ def _script(
             pass_fds=(descriptor,) if only is None else (descriptor, only),
             watch=watcher,
         )
-        if result.stopped:
-            raise watcher.error(result.stopped)
-        if not result.ok:
-            raise translate_tool_failure(result, None, doing=f"reading {name}")
+        with translated_room():
+            if result.stopped:
+                raise watcher.error(result.stopped)
+            if not result.ok:
+                raise translate_tool_failure(result, None, doing=f"reading {name}")
         with Script(written, name) as script:
             yield script
 

@@ -37,6 +37,7 @@ from keikaku_snapshots.snapshots.rows_scope import (
     in_order,
     names_table,
 )
+from keikaku_snapshots.snapshots.temporary import temporary_file, translated_room
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -118,13 +119,14 @@ def rows_side(opened: OpenSnapshot, *, minimum_free_mb: int) -> Iterator[Side]:
     manifest = opened.snapshot.manifest
     if manifest is None:
         raise JSONCorruptError(f"snapshot {opened.snapshot} has no manifest")
-    with tempfile.TemporaryFile(prefix="keikaku-") as file:
-        try:
-            tables = _tables(opened, manifest, file, minimum_free_mb)
-        except OSError as error:
-            raise translate_os_error(
-                error, doing="reading the rows of a snapshot", path=Path(tempfile.gettempdir())
-            ) from error
+    with temporary_file() as file:
+        with translated_room():
+            try:
+                tables = _tables(opened, manifest, file, minimum_free_mb)
+            except OSError as error:
+                raise translate_os_error(
+                    error, doing="reading the rows of a snapshot", path=Path(tempfile.gettempdir())
+                ) from error
         yield Side(
             kind="snapshot",
             name=manifest.name,

@@ -34,6 +34,8 @@ HOOK_TIMEOUT_S = 3600.0
 _LABEL_CHARACTERS = 200
 #: A shell would do something with words of these; here they would be handed to the program.
 _SHELL_CHARACTERS = frozenset("&|;<>")
+# What no shell would look into.
+_QUOTED = re.compile(r"""\\.|'[^']*'|"(?:\\.|[^"\\])*\"""", re.DOTALL)
 #: Programs that take the name of a database as a word, for which it is looked at.
 _CLIENTS = frozenset({"psql", "pgbench", "pg_restore", "vacuumdb", "reindexdb", "clusterdb", "dropdb"})
 
@@ -151,7 +153,7 @@ def _split(text: str, number: int) -> list[str]:
             found=f"{error}: {_shortened(text)}",
             hint="Close the quotation marks; the command is split as a shell would.",
         ) from None
-    lexer = shlex.shlex(text, posix=False, punctuation_chars=True)
+    lexer = shlex.shlex(_QUOTED.sub("x", text), posix=False, punctuation_chars=True)
     lexer.whitespace_split, lexer.commenters = True, ""
     operators = [word for word in lexer if set(word) <= _SHELL_CHARACTERS]
     if operators:

@@ -17,6 +17,7 @@ from keikaku_snapshots.snapshots.archive import chosen
 from keikaku_snapshots.snapshots.disk import ReserveWatcher
 from keikaku_snapshots.snapshots.dump_script import Script
 from keikaku_snapshots.snapshots.parallel_load import open_archive
+from keikaku_snapshots.snapshots.temporary import temporary_file
 from keikaku_snapshots.snapshots.unpack import packed_as, unpack_into
 from keikaku_snapshots.snapshots.verify import check_shape
 
@@ -160,6 +161,6 @@ class Sources:
                 place = stage.path, stage.fileno()
             except (AccessDeniedError, RefusedError):
                 # Without a name, which a kill would leave with all the rows.
-                file = stack.enter_context(tempfile.TemporaryFile())
+                file = stack.enter_context(temporary_file())
                 place = Path(tempfile.gettempdir(), "unpacked.sql"), file.fileno()
             yield place

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from keikaku_snapshots import SnapshotManager
-from keikaku_snapshots.errors import DiskFullError, JSONCorruptError, SnapshotCorruptError, UsageError
+from keikaku_snapshots.errors import (
+    AccessDeniedError,
+    DiskFullError,
+    JSONCorruptError,
+    SnapshotCorruptError,
+    UsageError,
+)
 from keikaku_snapshots.snapshots import compare_test_rows
 from keikaku_snapshots.snapshots.disk import ReserveWatcher
 from tests.integration import schemas
@@ -122,7 +129,13 @@ def test_a_damaged_json_file_and_a_full_disk_are_told(
     monkeypatch.setattr(compare_test_rows, "_WATCH_BYTES", 0)
     with monkeypatch.context() as patched:
         patched.setattr(ReserveWatcher, "__call__", lambda _: "only 1 MB are free")
-        with pytest.raises(DiskFullError, match="only 1 MB are free"):
+        with pytest.raises(DiskFullError, match="only 1 MB are free") as caught:
+            manager.compare_snapshots("rows", "live")
+        assert "TMPDIR" in caught.value.hint  # another --snapshot-dir would not help
+        assert "TMPDIR" in caught.value.hint_ja
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile, "tempdir", "/nowhere")
+        with pytest.raises(AccessDeniedError, match="TMPDIR"):
             manager.compare_snapshots("rows", "live")
     content = made.path.read_bytes()
     made.path.write_bytes(content[:50] + b"\0" + content[51:])

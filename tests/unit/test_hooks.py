@@ -49,6 +49,15 @@ def test_hooks_that_cannot_be_understood_are_refused_before_anything(
 
 
 @pytest.mark.parametrize(
+    "command", [r'sh -c "echo \"a\"; echo b | cat"', r"true \; \|", "sh -c 'a && b'", 'sh -c "a > b"'],
+)  # fmt: skip
+def test_what_is_quoted_is_for_the_program_to_read(manager: SnapshotManager, command: str) -> None:
+    """B7: the remedy says ``sh -c '…'``, so that must be taken, with quotation marks inside, too."""
+    with pytest.raises(SnapshotNotFoundError):
+        manager.restore_snapshot("there_is_none", after_restore=(command,))
+
+
+@pytest.mark.parametrize(
     "command", ["psql -d {name} -c x", "psql -d{name}", "psql --dbname={name}", "psql {url}", "true x={url}",
                 "true 'host=h dbname={name}'"],
 )  # fmt: skip
