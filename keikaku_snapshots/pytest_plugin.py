@@ -14,7 +14,6 @@ Every test suite on the machine imports this module, so it imports nothing but p
 from __future__ import annotations
 
 import contextlib
-import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,6 +21,7 @@ import pytest
 from keikaku_snapshots.testing.options import OPTIONS, PluginOptions, add_options, read_options
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterator
 
     from keikaku_snapshots.snapshots.manager import SnapshotManager
@@ -34,6 +34,7 @@ __all__ = [
     "keikaku_db",
     "keikaku_prepare",
     "keikaku_server",
+    "load_snapshot",
     "snapshot_manager",
 ]
 
@@ -132,7 +133,11 @@ def _keikaku_session(
 
     with _readable():
         session = open_session(
-            read_options(pytestconfig), keikaku_server, _worker(), prepare=keikaku_prepare, warn=warn
+            read_options(pytestconfig),
+            keikaku_server,
+            _worker(pytestconfig),
+            prepare=keikaku_prepare,
+            warn=warn,
         )
     yield session
     with _readable():
@@ -197,10 +202,7 @@ def _readable() -> Iterator[None]:
     try:
         yield
     except KeikakuError as error:
-        text = str(error)
-    else:
-        return
-    pytest.fail(text, pytrace=False)
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
 
 
 def _asked(options: PluginOptions, mark: pytest.Mark | None) -> Request:
@@ -219,8 +221,9 @@ def _asked(options: PluginOptions, mark: pytest.Mark | None) -> Request:
     return Request(Choice(snapshot, scale), given.get("isolation") or options.isolation)
 
 
-def _worker() -> str:
-    return os.environ.get("PYTEST_XDIST_WORKER", "main")
+def _worker(config: pytest.Config) -> str:
+    # Not from the environment, which a run inside a worker inherits.
+    return str(getattr(config, "workerinput", {}).get("workerid", "main"))
 
 
 def _warn(config: pytest.Config, text: str) -> None:
@@ -233,3 +236,35 @@ def _warn(config: pytest.Config, text: str) -> None:
     config.hook.pytest_warning_recorded.call_historic(
         kwargs={"warning_message": caught[0], "when": "runtest", "nodeid": "", "location": None}
     )
+
+
+def load_snapshot(
+    name: str, *, snapshot_dir: str | os.PathLike[str] = "snapshots", version: str | None = None
+) -> Callable[..., None]:
+    """Make a function that restores a snapshot, for ``load=`` of pytest-postgresql.
+
+    ::
+
+        postgresql_proc = factories.postgresql_proc(load=[load_snapshot("small_10_offices")])
+
+    Args:
+        name: Name of the snapshot.
+        snapshot_dir: Directory of the snapshots.
+        version: Its version; the newest valid one if None.
+
+    Returns:
+        A function of ``host``, ``port``, ``user``, ``dbname`` and ``password``.
+    """
+
+    def load(
+        *, host: str, port: int | str, user: str, dbname: str, password: str | None = None, **_: Any
+    ) -> None:
+        from keikaku_snapshots.postgres.url import DatabaseURL
+        from keikaku_snapshots.snapshots.manager import SnapshotManager
+
+        url = DatabaseURL(host, int(port), user, password or None, dbname)
+        with _readable(), SnapshotManager(url, snapshot_dir, templates=False) as manager:
+            # In place: pytest-postgresql's own marks on its template database stay.
+            manager.restore_snapshot(name, version, strategy="in_place")
+
+    return load

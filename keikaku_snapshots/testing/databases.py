@@ -83,6 +83,15 @@ class TestDatabases:
             ) from error
         return self._server.with_database(name)
 
+    def renew(self, url: DatabaseURL) -> None:
+        """Make a database of ours empty again; sessions in it are ended.
+
+        Args:
+            url: The database.
+        """
+        databases.drop(self.admin, url.database)
+        databases.create_scratch(self.admin, url.database, like=self._server.database, kind="test")
+
     def clone(self, source: DatabaseURL) -> DatabaseURL:
         """Make a copy of a database of ours; sessions in it are ended.
 

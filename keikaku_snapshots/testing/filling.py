@@ -99,12 +99,15 @@ class Filler:
             latest=settings.latest,
         )
 
-    def fill(self, manager: SnapshotManager, choice: Choice) -> Snapshot:
+    def fill(
+        self, manager: SnapshotManager, choice: Choice, renew: Callable[[DatabaseURL], None] | None = None
+    ) -> Snapshot:
         """Restore the snapshot; make it first where there is none, or none that can be used.
 
         Args:
             manager: Of the database.
             choice: What was asked for.
+            renew: Makes the database empty, where tables of an older schema may be in the way.
 
         Returns:
             What was restored.
@@ -121,9 +124,12 @@ class Filler:
                 )
                 wanted.check_tables(manager.url, restored.snapshot)
             except (SnapshotCorruptError, SchemaDriftError) as error:
-                if not wanted.is_ours(snapshot):
+                is_drifted = isinstance(error, SchemaDriftError)
+                if not wanted.is_ours(snapshot) or (is_drifted and renew is None):
                     raise
-                problem = error.headline
+                problem = "\n".join(filter(None, [error.headline, error.found]))
+                if is_drifted and renew is not None:
+                    renew(manager.url)
             except SnapshotNotFoundError:
                 continue  # deleted by somebody in this moment
             else:

@@ -15,6 +15,8 @@ from keikaku_snapshots.testing.databases import TestDatabases
 from keikaku_snapshots.testing.options import ISOLATIONS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from keikaku_snapshots.postgres.url import DatabaseURL
     from keikaku_snapshots.snapshots.manager import SnapshotManager
     from keikaku_snapshots.snapshots.manifest import Snapshot
@@ -40,18 +42,26 @@ class Request:
 class FilledDatabase:
     """One database of the session, restored from a snapshot."""
 
-    def __init__(self, manager: SnapshotManager, filler: Filler, choice: Choice) -> None:
+    def __init__(
+        self,
+        manager: SnapshotManager,
+        filler: Filler,
+        choice: Choice,
+        renew: Callable[[DatabaseURL], None] | None = None,
+    ) -> None:
         """Fill it.
 
         Args:
-            manager: Of the database, which is empty.
+            manager: Of the database.
             filler: Knows the snapshots.
             choice: Which one.
+            renew: Makes the database empty; None where that must not be.
         """
         self.manager = manager
         self._filler = filler
         self._choice = choice
-        self.snapshot: Snapshot = filler.fill(manager, choice)
+        self._renew = renew
+        self.snapshot: Snapshot = filler.fill(manager, choice, renew)
         self._armed = False
         self._changed = False
 
@@ -99,7 +109,7 @@ class FilledDatabase:
         self._changed = False
 
     def _fill_again(self) -> None:
-        self.snapshot = self._filler.fill(self.manager, self._choice)
+        self.snapshot = self._filler.fill(self.manager, self._choice, self._renew)
         self._changed = False
 
     def _arm(self) -> None:
@@ -153,7 +163,8 @@ class TestSession:
             url = self._server if self._named else self._new()
             manager = self._filler.manager(url)
             try:
-                self._filled[choice] = FilledDatabase(manager, self._filler, choice)
+                renew = None if self._named else self._databases.renew
+                self._filled[choice] = FilledDatabase(manager, self._filler, choice, renew)
             except BaseException:
                 manager.close()
                 if not self._named:
@@ -175,7 +186,7 @@ class TestSession:
         if choice not in self._sources:
             source = self._new()
             with self._filler.manager(source) as manager:
-                self._filler.fill(manager, choice)
+                self._filler.fill(manager, choice, self._databases.renew)
             self._sources[choice] = source
         return self._databases.clone(self._sources[choice])
 
