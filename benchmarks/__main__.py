@@ -17,6 +17,7 @@ from benchmarks import (
     rewind,
     snapshots,
     startup,
+    templates,
 )
 from benchmarks.measure import Result, table, write_report
 from keikaku_snapshots.postgres.embedded import EmbeddedServer
@@ -68,11 +69,18 @@ def main() -> int:
                 report(incremental.one_changed_table(url, folder, name))
                 report(snapshots.create(url, tools, folder, name, options.runs))
                 report(snapshots.cold_swap(url, tools, folder, name, options.runs))
+                for result in templates.warm_and_spare(url, folder, name, options.runs):
+                    report(result)
                 for result in directory.parts(url, tools, folder, name, options.runs):
                     report(result)
                 for result in compression.default_levels(url, folder, name, options.runs):
                     report(result)
                 for result in (*rewind.as_superuser(url, name), *rewind.as_owner(url, name)):
+                    report(result)
+            if not options.quick:
+                url = server.url("bench_gigabyte", create=True)
+                templates.gigabyte(url)
+                for result in templates.warm_and_spare(url, folder, "gigabyte", options.runs):
                     report(result)
             url, other = server.url("bench_plain", create=True), server.url("bench_armed", create=True)
             for result in rewind.writing(url, other, options.runs):

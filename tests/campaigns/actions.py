@@ -108,9 +108,13 @@ def _restore(world: World, dice: random.Random, listed: list[Key]) -> Action:
     formats = {(one.name, one.version): one.format for one in world.manager().list_snapshots()}
     key = dice.choice(listed)
     arguments: dict[str, Any] = {"name": key[0], "version": key[1], "on_schema_mismatch": "ignore"}
+    options: tuple[tuple[str, Any], ...] = ()
     if formats[key] != "json":
-        arguments["strategy"] = dice.choice(["swap", "swap", "in_place", "in_place", "auto"])
-    return Action("restore", "restore_snapshot", arguments)
+        strategies = ["swap", "swap", "in_place", "in_place", "auto", "template", "template"]
+        arguments["strategy"] = dice.choice(strategies)
+        if arguments["strategy"] == "template":
+            options = (("spare", dice.choice([0, 1])),)
+    return Action("restore", "restore_snapshot", arguments, options=options)
 
 
 _MAKERS = {
