@@ -36,6 +36,7 @@ from keikaku_snapshots.snapshots.manifest import Manifest, Snapshot
 from keikaku_snapshots.snapshots.names import check_name, check_version, next_version
 from keikaku_snapshots.snapshots.publish import (
     finish_replacement,
+    locked_for_removal,
     publish_new,
     publish_over,
     publish_renamed,
@@ -419,7 +420,7 @@ class SnapshotStore:
         Raises:
             SnapshotNotFoundError: There is no valid snapshot of the old name.
             SnapshotExistsError: There are others of the new name.
-            SnapshotInUseError: A version is being restored.
+            SnapshotInUseError: A version is being restored; none is renamed.
         """
         if check_name(old_name) == check_name(new_name):
             raise UsageError(f"the snapshot is called {old_name!r} already")
@@ -431,8 +432,12 @@ class SnapshotStore:
             locks.enter_context(self._directory_lock(doing))
             sweep(self._disk, now_s=self.clock().timestamp(), grace_s=self.grace_s)
             self._check_rename(old_name, new_name)
+            found = self._disk.snapshots(old_name)
+            for snapshot in found:  # one in use keeps all of them from being renamed, not only the rest
+                with locked_for_removal(snapshot):
+                    pass
             # Oldest first, so that the newest of the two names is right at each instant.
-            for snapshot in reversed(self._disk.snapshots(old_name)):
+            for snapshot in reversed(found):
                 if not snapshot.is_valid or snapshot.manifest is None:
                     _logger.warning("%s keeps its name: %s", snapshot, snapshot.problem)
                     continue

@@ -825,6 +825,17 @@ class TestRename:
         assert versions(store) == ["one"]
         assert versions(store, "new") == []
 
+    def test_rename_of_a_version_in_use_renames_none(self, store: SnapshotStore) -> None:
+        """B15: nobody wants a history under two names because a restore runs."""
+        write(store, "one", "v1")
+        newest = write(store, "two", "v2")
+        with store.reading(newest), pytest.raises(SnapshotInUseError):
+            store.rename("app", "new")
+        assert versions(store) == ["two", "one"]
+        assert versions(store, "new") == []
+        store.rename("app", "new")
+        assert versions(store, "new") == ["two", "one"]
+
 
 def test_a_full_disk_says_so_in_japanese(tmp_path: Path) -> None:
     """FAULTS 9: ENOSPC and EDQUOT while publishing are ディスク容量不足."""
