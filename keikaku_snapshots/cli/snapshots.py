@@ -15,6 +15,7 @@ from keikaku_snapshots.cli.session import (
     complete_version,
     pass_session,
 )
+from keikaku_snapshots.cli.words import Words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,7 +57,7 @@ _allow_protected = click.option(
 @click.option("--overwrite", is_flag=True, help="Replace this --version when the new one is complete.")
 @click.option(
     "--scope",
-    type=click.Choice(["database", "test-data"]),
+    type=Words(["database", "test-data"]),
     help="Everything, or only the rows that are test data.  [default: database; test-data for json]",
 )
 @click.option(
@@ -134,7 +135,7 @@ def create(
 )
 @click.option(
     "--strategy",
-    type=click.Choice(["auto", "in_place", "swap", "template"]),
+    type=Words(["auto", "in_place", "swap", "template"]),
     default="auto",
     show_default=True,
     help="in_place keeps sessions connected; swap builds beside and renames; template clones what an "
