@@ -6,6 +6,7 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks import (
     comparison,
@@ -23,7 +24,46 @@ from benchmarks.measure import Result, table, write_report
 from keikaku_snapshots.postgres.embedded import EmbeddedServer
 from keikaku_snapshots.postgres.tools import find_tools
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 RESULTS = Path(__file__).parent / "results" / "latest.json"
+
+
+def _measure(server: EmbeddedServer, folder: Path, runs: int, *, quick: bool) -> Iterator[Result]:
+    """Run every benchmark on a server."""
+    tools = find_tools(server.major)
+    yield startup.help_text(runs)
+    for name in ("medium", "large"):
+        url = server.url(f"bench_{name}", create=True)
+        yield generation.against_copy(url, tools, folder, name, runs)
+    url = server.url("bench_stockrx", create=True)
+    yield generation.stockrx_against_copy(url, tools, folder, "medium", runs)
+    if not quick:
+        url = server.url("bench_stockrx_large", create=True)
+        yield memory.one_million_inventories(url)
+        yield generation.stockrx_against_copy(url, tools, folder, "large", 1)
+    yield generation.against_orm(server.url("bench_orm", create=True), runs)
+    url = server.url("bench_compare", create=True)
+    yield comparison.two_hundred_thousand_rows(url, folder, runs)
+    for name in ["large"] if quick else ["large", "xlarge"]:
+        url = server.url(f"bench_{name}", create=True)
+        if name == "xlarge":
+            # First, into empty tables: over rows of an earlier run it would measure DELETE.
+            yield memory.five_thousand_offices(url)
+            yield generation.against_copy(url, tools, folder, name, max(1, runs // 2))
+        yield incremental.one_changed_table(url, folder, name)
+        yield snapshots.create(url, tools, folder, name, runs)
+        yield snapshots.cold_swap(url, tools, folder, name, runs)
+        yield from templates.warm_and_spare(url, folder, name, runs)
+        yield from directory.parts(url, tools, folder, name, runs)
+        yield from compression.default_levels(url, folder, name, runs)
+        yield from [*rewind.as_superuser(url, name), *rewind.as_owner(url, name)]
+    if not quick:
+        url = server.url("bench_gigabyte", create=True)
+        yield from templates.gigabyte(url, folder, runs)
+    url, other = server.url("bench_plain", create=True), server.url("bench_armed", create=True)
+    yield from rewind.writing(url, other, runs)
 
 
 def main() -> int:
@@ -35,56 +75,15 @@ def main() -> int:
     options = parser.parse_args()
     results: list[Result] = []
 
-    def report(result: Result) -> None:
-        results.append(result)
-        print(table([result]), end="\n\n", flush=True)
-
     with tempfile.TemporaryDirectory(prefix="keikaku-bench-") as folder_name:
         folder = Path(folder_name)
         folder.chmod(0o711)
         server = EmbeddedServer(folder / "server")
         server.start()
         try:
-            tools = find_tools(server.major)
-            report(startup.help_text(options.runs))
-            for name in ("medium", "large"):
-                url = server.url(f"bench_{name}", create=True)
-                report(generation.against_copy(url, tools, folder, name, options.runs))
-            url = server.url("bench_stockrx", create=True)
-            report(generation.stockrx_against_copy(url, tools, folder, "medium", options.runs))
-            if not options.quick:
-                url = server.url("bench_stockrx_large", create=True)
-                report(memory.one_million_inventories(url))
-                report(generation.stockrx_against_copy(url, tools, folder, "large", 1))
-            report(generation.against_orm(server.url("bench_orm", create=True), options.runs))
-            url = server.url("bench_compare", create=True)
-            report(comparison.two_hundred_thousand_rows(url, folder, options.runs))
-            for name in ["large"] if options.quick else ["large", "xlarge"]:
-                url = server.url(f"bench_{name}", create=True)
-                if name == "xlarge":
-                    # First, into empty tables: over rows of an earlier run it would measure DELETE.
-                    report(memory.five_thousand_offices(url))
-                    runs = max(1, options.runs // 2)
-                    report(generation.against_copy(url, tools, folder, name, runs))
-                report(incremental.one_changed_table(url, folder, name))
-                report(snapshots.create(url, tools, folder, name, options.runs))
-                report(snapshots.cold_swap(url, tools, folder, name, options.runs))
-                for result in templates.warm_and_spare(url, folder, name, options.runs):
-                    report(result)
-                for result in directory.parts(url, tools, folder, name, options.runs):
-                    report(result)
-                for result in compression.default_levels(url, folder, name, options.runs):
-                    report(result)
-                for result in (*rewind.as_superuser(url, name), *rewind.as_owner(url, name)):
-                    report(result)
-            if not options.quick:
-                url = server.url("bench_gigabyte", create=True)
-                templates.gigabyte(url)
-                for result in templates.warm_and_spare(url, folder, "gigabyte", options.runs):
-                    report(result)
-            url, other = server.url("bench_plain", create=True), server.url("bench_armed", create=True)
-            for result in rewind.writing(url, other, options.runs):
-                report(result)
+            for result in _measure(server, folder, options.runs, quick=options.quick):
+                results.append(result)
+                print(table([result]), end="\n\n", flush=True)
         finally:
             server.stop()
     write_report(results, options.output, {"postgresql": str(server.major)})

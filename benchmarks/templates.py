@@ -35,14 +35,15 @@ GIGABYTE_ROWS = 20_000_000
 _SETTLE_LIMIT_S = 120.0
 
 
-def gigabyte(url: DatabaseURL) -> None:
-    """Fill an empty database with what DSLR's benchmark uses."""
+def gigabyte(url: DatabaseURL, folder: Path, runs: int) -> list[Result]:
+    """Fill an empty database with what DSLR's benchmark uses, and restore it."""
     with connect(url, autocommit=True, statement_timeout_s=0) as connection:
         connection.execute("CREATE TABLE numbers (a bigint, b bigint, c bigint)")
         connection.execute(
             f"INSERT INTO numbers SELECT i, i * 2, i * 3 FROM generate_series(1, {GIGABYTE_ROWS}) i"
         )
         connection.execute("VACUUM ANALYZE numbers")
+    return warm_and_spare(url, folder, "gigabyte", runs)
 
 
 def settle(manager: SnapshotManager, spares: int) -> None:
