@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import logging
 import os
-import platform
 from typing import TYPE_CHECKING, Any
 
-from keikaku_snapshots.errors import ConnectError
 from keikaku_snapshots.postgres import catalog
 from keikaku_snapshots.postgres.capacity import check_free_connections
-from keikaku_snapshots.postgres.connect import connect, is_transient, retrying, server_info, translated
-from keikaku_snapshots.postgres.rewrites import were_rewritten
+from keikaku_snapshots.postgres.connect import connect, retrying, server_info, translated
 from keikaku_snapshots.postgres.tools import Tools, find_tools
+from keikaku_snapshots.snapshots.creating import created_by, is_worth_another_try
 from keikaku_snapshots.snapshots.disk import check_space, estimate_bytes
 from keikaku_snapshots.snapshots.dump import Dump, DumpOptions, take_dump
 from keikaku_snapshots.snapshots.guards import check_create_identity, check_row_security
@@ -90,14 +87,11 @@ class Create:
         """
         name = self._fields["name"]
 
-        def lost(error: BaseException) -> bool:
-            return were_rewritten(error) or (isinstance(error, ConnectError) and is_transient(error))
-
         with self._store.writing(name, operation="create", wait_s=lock_wait_s) as lock:
             if version is not None:
                 self._store.check_free(name, version, overwrite=overwrite)
             # A dump only reads: a lost connection is tried again, with a new temporary file (design, Retry).
-            snapshot: Snapshot = retrying(self._retry, should_retry=lost)(
+            snapshot: Snapshot = retrying(self._retry, should_retry=is_worth_another_try)(
                 self._attempt, lock, version, overwrite, progress
             )
         log.info("created %s (%d bytes)", snapshot, snapshot.size_bytes)
@@ -183,7 +177,7 @@ class Create:
             clean=self._options.clean,
             tool_versions={"pg_dump": tools.version},
             keikaku_version=__version__,
-            created_by={"user": _account(), "host": platform.node()},
+            created_by=created_by(),
         )
         return self._store.publish(stage, manifest, overwrite=overwrite)
 
@@ -196,10 +190,3 @@ def _copy_of(descriptor: int) -> Iterator[int]:
         yield copy
     finally:
         os.close(copy)
-
-
-def _account() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())  # an account without a name, as containers have

@@ -7,10 +7,7 @@ the file is ever in the memory as a whole.
 
 from __future__ import annotations
 
-import getpass
 import logging
-import os
-import platform
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,11 +17,12 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from psycopg import sql
 
-from keikaku_snapshots.errors import ConnectError, CreateFailedError, DataError, KeikakuError
+from keikaku_snapshots.errors import CreateFailedError, DataError, KeikakuError
 from keikaku_snapshots.postgres import catalog
-from keikaku_snapshots.postgres.connect import connect, is_transient, retrying, server_info, translated
-from keikaku_snapshots.postgres.rewrites import refuse_rewritten, were_rewritten
+from keikaku_snapshots.postgres.connect import connect, retrying, server_info, translated
+from keikaku_snapshots.postgres.rewrites import refuse_rewritten
 from keikaku_snapshots.progress import Progress, ProgressCallback
+from keikaku_snapshots.snapshots.creating import created_by, is_worth_another_try
 from keikaku_snapshots.snapshots.disk import check_space, estimate_bytes
 from keikaku_snapshots.snapshots.guards import check_create_identity
 from keikaku_snapshots.snapshots.manifest import Manifest, Snapshot
@@ -139,14 +137,11 @@ class CreateRows:
         """
         name = self._fields["name"]
 
-        def lost(error: BaseException) -> bool:
-            return were_rewritten(error) or (isinstance(error, ConnectError) and is_transient(error))
-
         with self._store.writing(name, operation="create", wait_s=lock_wait_s):
             if version is not None:
                 self._store.check_free(name, version, overwrite=overwrite)
             try:
-                snapshot: Snapshot = retrying(self._retry, should_retry=lost)(
+                snapshot: Snapshot = retrying(self._retry, should_retry=is_worth_another_try)(
                     self._attempt, version, overwrite, progress
                 )
             except UnicodeDecodeError as error:
@@ -324,16 +319,9 @@ class CreateRows:
             predicates=dict(scope.predicates or {}),
             owners=False,
             keikaku_version=__version__,
-            created_by={"user": _account(), "host": platform.node()},
+            created_by=created_by(),
         )
         return self._store.publish(stage, manifest, overwrite=overwrite)
-
-
-def _account() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())  # an account without a name, as containers have
 
 
 def _rows(connection: Connection, table: ScopedTable) -> Iterator[str]:
