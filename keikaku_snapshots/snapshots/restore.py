@@ -1,4 +1,4 @@
-"""Bring a database back to a snapshot: guards, choice of strategy, and the restore itself."""
+"""Bring a database back to a snapshot: guards, and the restore itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from keikaku_snapshots.errors import (
     DatabaseInUseError,
@@ -15,7 +15,6 @@ from keikaku_snapshots.errors import (
     RestoreFailedError,
     SnapshotCorruptError,
     ToolVersionError,
-    UnsafeRestoreError,
 )
 from keikaku_snapshots.postgres import catalog, databases
 from keikaku_snapshots.postgres.connect import connect, server_info, translated
@@ -27,14 +26,15 @@ from keikaku_snapshots.snapshots.hooks import HOOK_TIMEOUT_S, Command, Function
 from keikaku_snapshots.snapshots.in_place import LOCK_TIMEOUT_S, in_use, restore_in_place
 from keikaku_snapshots.snapshots.load import RoleRights, role_rights
 from keikaku_snapshots.snapshots.sources import Sources
-from keikaku_snapshots.snapshots.swap import build_beside, put_in_place, refuse_obstacles
+from keikaku_snapshots.snapshots.strategy import StrategyChoice
+from keikaku_snapshots.snapshots.swap import build_beside, put_in_place
 from keikaku_snapshots.snapshots.templates import template_key
 from keikaku_snapshots.snapshots.unpack import packed_as
 from keikaku_snapshots.snapshots.verify import check_shape
 from keikaku_snapshots.snapshots.warm import Beside, WarmSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
     from keikaku_snapshots.postgres.connect import Connection
@@ -187,7 +187,8 @@ class Restore:
                 translated(self._url, "checking the database"),
             ):
                 rights = self._look(connection)
-                return rights, *self._choose(connection, lock.connection)
+                choice = StrategyChoice(self._url, self._snapshot, self._options)
+                return rights, *choice.choose(connection, lock.connection)
         except DatabaseInUseError as error:
             if self._options.hooks and "sessions" in error.details:
                 raise  # says it all already
@@ -218,78 +219,6 @@ class Restore:
                 f"the server is PostgreSQL {info.version}",
                 found=f"Database: {self._url.location}",
                 hint=f"Restore into PostgreSQL {self._manifest.server_major} or newer.",
-            )
-
-    def _choose(self, connection: Connection, admin: Connection) -> tuple[str, str]:
-        """Which strategy, and why; refuses what cannot work."""
-        wanted = self._options.strategy
-        manifest = self._manifest
-        lacking = {
-            fresh: guards.missing_extensions(connection, manifest, fresh=fresh) if manifest else []
-            for fresh in (False, True)
-        }
-        if wanted == "in_place":
-            self._refuse_extensions(lacking[False])
-            return "in_place", "asked for"
-        kept = guards.records_of_patches(connection)
-        if wanted in {"swap", "template"}:
-            self._refuse_extensions(lacking[True])
-            if kept:
-                raise UnsafeRestoreError(
-                    f"a swap of {self._url.database} would lose the records of its patches",
-                    found="\n".join([*kept, f"Database: {self._url.location}"]),
-                    hint="Use strategy='in_place', which keeps them.",
-                )
-            refuse_obstacles(admin, self._url, disconnect=True)
-            return "swap", "asked for"
-        me = connection.info.backend_pid
-        others = [one for one in databases.sessions_in(admin, self._url.database) if one.pid != me]
-        if others and not self._options.disconnect:
-            self._refuse_in_place_with_hooks([one.text for one in others], sessions=others)
-            self._refuse_extensions(lacking[False])
-            return "in_place", (
-                f"{len(others)} other {'session is' if len(others) == 1 else 'sessions are'} connected"
-                " and nobody is"
-                " disconnected; --disconnect allows the fast way"
-            )
-        reasons = [*lacking[True], *kept]
-        try:
-            refuse_obstacles(admin, self._url, disconnect=True)
-        except UnsafeRestoreError as error:
-            reasons += [line for line in error.found.splitlines() if not line.startswith("Database: ")]
-        if reasons:
-            self._refuse_in_place_with_hooks(reasons)
-            self._refuse_extensions(lacking[False])
-            return "in_place", f"a swap is not possible: {'; '.join(reasons)}"
-        return "swap", "sessions are disconnected as asked" if others else "nobody else is connected"
-
-    def _refuse_in_place_with_hooks(self, reasons: Sequence[str], **fields: Any) -> None:
-        """Hooks need the database beside: never silently without them."""
-        if not self._options.hooks:
-            return
-        found = "\n".join([*reasons, f"Database: {self._url.location}"])
-        if fields:
-            raise DatabaseInUseError(
-                f"other sessions are in {self._url.database!r}, and after-restore hooks need a swap, which"
-                " would disconnect them",
-                found=found,
-                hint="End these sessions, or allow it with --disconnect (disconnect=True); "
-                "--no-after-restore restores in place, without hooks.",
-                **fields,
-            )
-        raise UnsafeRestoreError(
-            f"after-restore hooks need a swap, which is not possible for {self._url.database!r}",
-            found=found,
-            hint="Remove the causes named above; --no-after-restore restores in place, without hooks.",
-        )
-
-    def _refuse_extensions(self, reasons: Sequence[str]) -> None:
-        if reasons:
-            raise UnsafeRestoreError(
-                f"the extensions of snapshot {self._snapshot} cannot be made in {self._url.database}",
-                found="\n".join([*reasons, f"Database: {self._url.location}"]),
-                hint="Install them on the server, or have a superuser run CREATE EXTENSION in the database; "
-                "then strategy='in_place' keeps them.",
             )
 
     # -- the two ways -----------------------------------------------------------------
