@@ -209,8 +209,8 @@ class SnapshotInUseError(LockBusyError):
     """The snapshot is being read by a restore and cannot be deleted."""
 
     term = "使用中のため削除できません"
-    default_hint = "Wait until the restore has ended, then delete again."
-    hint_ja = "復元の終了後に再度削除してください。"
+    default_hint = "Wait until the restore has ended, then run the same command again."
+    hint_ja = "復元の終了後に同じコマンドを再度実行してください。"
 
 
 class DatabaseInUseError(LockBusyError):

@@ -64,7 +64,8 @@ def _verify_all(session: Session, manager: SnapshotManager, name: str | None) ->
             session.output.say(f"{snapshot.name} {snapshot.version} is whole")
     if damaged:
         raise SnapshotCorruptError(
-            f"{len(damaged)} of {len(results)} snapshots are damaged", found="\n".join(damaged)
+            f"{len(damaged)} of {len(results)} snapshots {'is' if len(damaged) == 1 else 'are'} damaged",
+            found="\n".join(damaged),
         )
 
 

@@ -195,7 +195,7 @@ def test_verify_all_reads_every_version_and_names_each_damaged_one(type_: Run, s
     code, out, err = type_("verify", "--all", "--json")
     assert code == 13
     assert {item["snapshot"]["name"]: item["is_whole"] for item in json.loads(out)} == {"x": False, "y": True}
-    assert "1 of 2 snapshots" in err
+    assert "1 of 2 snapshots is damaged" in err
     assert type_("verify", "y", "--all")[0] == 0
     assert type_("verify", "x", "--all")[0] == 13
     assert type_("verify", "z", "--all")[0] == 10
