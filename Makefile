@@ -6,15 +6,19 @@ VENV ?= .venv
 # Worker processes for the tests; the servers are shared between them.
 WORKERS ?= auto
 PYTEST_ARGS ?=
+# The tools that bench-peers compares with have an environment of their own.
+PEERS_VENV ?= .venv-peers
+PEERS_ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS_STAMP := $(PEERS_VENV)/.installed
 SUITABLE = import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 # Neighbours stay together, for what a module shares; who has ended takes from the others.
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses=4 --dist=worksteal $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check format perf bench clean
+.PHONY: help demo test test-all check format perf bench bench-peers clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -43,8 +47,11 @@ perf: $(STAMP) ## the limits, with a report in perf-reports/; PERF_TEST_SCALE=me
 bench: $(STAMP) ## measure what the README claims
 	$(BIN)/python -m benchmarks
 
+bench-peers: $(STAMP) $(PEERS_STAMP) ## measure other tools beside ours, write docs/performance.md
+	$(BIN)/python -m benchmarks.peers --peers $(PEERS_VENV)/bin $(PEERS_ARGS)
+
 clean: ## remove what make made
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS_VENV) build dist .pytest_cache .mypy_cache .ruff_cache
 
 # Named versions are tried when python3 is older than 3.11 or lacks venv.
 $(STAMP): pyproject.toml constraints.txt
@@ -61,3 +68,9 @@ $(STAMP): pyproject.toml constraints.txt
 	if ! $(BIN)/python -c '$(SUITABLE)' 2>/dev/null; then "$$python" -m venv --clear $(VENV); fi; \
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'; \
 	touch $(STAMP)
+
+# The same Python as ours, so that its start costs the same.
+$(PEERS_STAMP): benchmarks/peers.txt | $(STAMP)
+	@$(BIN)/python -m venv --clear $(PEERS_VENV)
+	@$(PEERS_VENV)/bin/python -m pip install --quiet --requirement benchmarks/peers.txt
+	@touch $(PEERS_STAMP)
