@@ -24,6 +24,7 @@ import reference_errors
 from keikaku_snapshots.cli import COMMANDS, keikaku
 from keikaku_snapshots.cli.session import Command
 from keikaku_snapshots.config import DATABASE_VARIABLES, DEFAULT_FILES, schema
+from keikaku_snapshots.testing.options import OPTIONS
 from tests.fault_cases import CASES, cases_tested
 
 HEAD = "<!-- Written by docs/generate_reference.py; change the code, not this page. -->\n\n"
@@ -60,8 +61,28 @@ def pages() -> dict[str, str]:
         "errors.md": HEAD + reference_errors.page(),
         "command-line.md": HEAD + command_line_page(),
         "configuration.md": HEAD + configuration_page(),
+        "pytest-plugin.md": HEAD + pytest_plugin_page(),
         "faults.md": HEAD + faults_page(),
     }
+
+
+def pytest_plugin_page() -> str:
+    """Return the page of the pytest plugin's options."""
+    lines = [
+        "# pytest plugin",
+        "",
+        "What it does: [Use snapshots in a conftest](../how-to/use-in-conftest.md). An option of the command",
+        "line wins over the ini file; URL and directory of the environment come between the two.",
+        "",
+        "| option | key of the ini file | takes | meaning |",
+        "|---|---|---|---|",
+    ]
+    for option in OPTIONS:
+        takes = (
+            ", ".join(f"`{one}`" for one in option.choices) or option.metavar or "nothing (ini: a boolean)"
+        )
+        lines.append(f"| `{option.flag}` | `{option.key}` | {takes} | {option.help} |")
+    return "\n".join(lines) + "\n"
 
 
 def faults_page() -> str:

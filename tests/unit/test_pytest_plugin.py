@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-if TYPE_CHECKING:
-    from pathlib import Path
+import yaml
+
+from keikaku_snapshots.config import DATABASE_VARIABLES
 
 #: What pytest has loaded anyway is loaded first; the rest is ours.
 _CODE = """
@@ -50,3 +51,13 @@ def test_a_run_that_does_not_use_the_plugin_loads_no_more_than_that(tmp_path: Pa
     )
 
     assert set((tmp_path / "loaded").read_text(encoding="utf-8").split()) == _OURS
+
+
+def test_the_workflow_for_github_names_what_the_plugin_reads() -> None:
+    """The example is YAML, names the server by a variable that is read, and installs an extra of ours."""
+    text = Path(__file__).parents[2].joinpath("examples", "github-actions.yml").read_text(encoding="utf-8")
+
+    job = yaml.safe_load(text)["jobs"]["pytest"]
+
+    assert set(job["env"]) <= set(DATABASE_VARIABLES)
+    assert any("keikaku_snapshots[embedded]" in step.get("run", "") for step in job["steps"])
