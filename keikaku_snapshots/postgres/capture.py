@@ -21,10 +21,18 @@ from psycopg import sql
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from keikaku_snapshots.postgres.capture_tables import CapturedTable, Member
+    from keikaku_snapshots.postgres.capture_tables import CapturedColumn, CapturedTable, Member
 
 #: Search path of our functions: names of the user never come into play.
 SEARCH_PATH = "SET search_path = pg_catalog, pg_temp"
+#: How values of the user's types are written as text and read again, whatever the session has set.
+STYLES = {
+    "datestyle": "ISO, MDY",
+    "intervalstyle": "postgres",
+    "extra_float_digits": "1",
+    "lc_monetary": "C",
+}
+_STYLED = SEARCH_PATH + "".join(f" SET {name} = '{value}'" for name, value in STYLES.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +92,21 @@ def function(
     )
 
 
+# A snapshot of REPEATABLE READ does not change, but the status of a later transaction can be asked for; the
+# first number that nobody has yet is an error.
+_SEES_ALL = """DECLARE
+  seen pg_snapshot := pg_current_snapshot();
+  later bigint := pg_snapshot_xmax(seen)::text::bigint;
+BEGIN
+IF EXISTS (SELECT FROM pg_snapshot_xip(seen) x WHERE pg_xact_status(x) = 'committed') THEN RETURN false; END IF;
+FOR tries IN 1..10000 LOOP
+  IF pg_xact_status(later::text::xid8) = 'committed' THEN RETURN false; END IF;
+  later := later + 1;
+END LOOP;
+RETURN false;
+EXCEPTION WHEN invalid_parameter_value THEN RETURN true; END"""
+
+
 def common_statements(names: CaptureNames) -> str:
     """Make what all tables share: the counter, the marks of failed captures, the lock of writers.
 
@@ -104,6 +127,7 @@ def common_statements(names: CaptureNames) -> str:
             arguments="(relation oid, state text, message text)",
             returns="void",
         )
+        + function(f"{schema}.sees_all", _SEES_ALL, returns="boolean")
         + function(
             f"{schema}.begin_write",
             f"BEGIN PERFORM pg_catalog.pg_advisory_xact_lock_shared({names.lock_arguments}); RETURN NULL; END",
@@ -126,6 +150,8 @@ def table_statements(names: CaptureNames, table: CapturedTable) -> str:
     columns = "".join(f", {column.kept} {column.kept_type}" for column in table.columns)
     parts = [
         f'CREATE TABLE {names.log(table)} (seq bigint, op "char"{columns});\n',
+        # A publication of all tables has ours too; the server would forbid to empty them.
+        f"ALTER TABLE {names.log(table)} REPLICA IDENTITY FULL;\n",
         *_capture_functions(names, table),
         *(_triggers(names, table, member) for member in table.members),
     ]
@@ -133,6 +159,7 @@ def table_statements(names: CaptureNames, table: CapturedTable) -> str:
 
 
 def _capture_functions(names: CaptureNames, table: CapturedTable) -> Iterable[str]:
+    settings = _STYLED if any(column.cast for column in table.columns) else SEARCH_PATH
     if table.is_inherited:
         bodies = {"row": _by_row(names, table)}
     else:
@@ -143,7 +170,7 @@ def _capture_functions(names: CaptureNames, table: CapturedTable) -> Iterable[st
         }
     bodies["truncate"] = _truncate(names, table)
     for what, body in bodies.items():
-        yield function(f"{names.schema}.{what}_{table.number}", _guarded(names, body))
+        yield function(f"{names.schema}.{what}_{table.number}", _guarded(names, body), settings=settings)
 
 
 def _guarded(names: CaptureNames, body: str) -> str:
@@ -159,8 +186,20 @@ def _guarded(names: CaptureNames, body: str) -> str:
     )
 
 
-def _kept_value(identifier: str, cast: str, source: str = "") -> str:
-    return f"{source}{identifier}" + ("::text" if cast else "")
+def kept_value(column: CapturedColumn, source: str = "") -> str:
+    """Return what is kept of a column, as SQL.
+
+    Args:
+        column: The column.
+        source: What stands before its name, such as ``t.``.
+    """
+    value = f"{source}{column.identifier}"
+    # A cast that a user made would run with our rights and need not have a way back; concat asks the type.
+    return (
+        f"CASE WHEN {value} IS DISTINCT FROM NULL THEN pg_catalog.concat({value}) END"
+        if column.cast
+        else value
+    )
 
 
 def _all_columns(table: CapturedTable) -> str:
@@ -168,7 +207,7 @@ def _all_columns(table: CapturedTable) -> str:
 
 
 def _all_values(table: CapturedTable, source: str = "") -> str:
-    return "".join(f", {_kept_value(column.identifier, column.cast, source)}" for column in table.columns)
+    return "".join(f", {kept_value(column, source)}" for column in table.columns)
 
 
 def _next(names: CaptureNames) -> str:
@@ -186,7 +225,7 @@ def _log_keys(names: CaptureNames, table: CapturedTable, where: str = "") -> str
     """Log the keys of new rows; nothing asks for their order, so they get no number."""
     key = table.key_columns()
     kept = "".join(f", {column.kept}" for column in key)
-    values = "".join(f", {_kept_value(column.identifier, column.cast)}" for column in key)
+    values = "".join(f", {kept_value(column)}" for column in key)
     return f"INSERT INTO {names.log(table)} (op{kept}) SELECT '+'{values} FROM new_rows{where};"
 
 
@@ -224,7 +263,12 @@ def _truncate(names: CaptureNames, table: CapturedTable) -> str:
     # The same function serves all partitions: each empties itself.
     head = f"INSERT INTO {names.log(table)} (seq, op{_all_columns(table)})"
     values = f" SELECT {_next(names)}, '-'{_all_values(table)} FROM ONLY "
-    return f"EXECUTE {literal(head + values)} || TG_RELID::regclass;"
+    return (
+        "IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable')\n"
+        f"   AND NOT {names.schema}.sees_all() THEN\n"
+        "  RAISE EXCEPTION 'rows that this transaction does not see' USING ERRCODE = 'serialization_failure';\n"
+        f"END IF;\nEXECUTE {literal(head + values)} || TG_RELID::regclass;"
+    )
 
 
 def _triggers(names: CaptureNames, table: CapturedTable, member: Member) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from keikaku_snapshots.postgres.capture import CaptureNames, function
+from keikaku_snapshots.postgres.capture import CaptureNames, function, kept_value
 
 if TYPE_CHECKING:
     from keikaku_snapshots.postgres.capture_tables import CapturedTable
@@ -111,7 +111,7 @@ def image(table: CapturedTable, *, row: str = "", kept: str = "") -> str:
     if not row:
         source = f"{kept}." if kept else ""
         return f"ROW({', '.join(source + column.kept for column in table.columns)})::text"
-    values = ", ".join(f"{row}.{column.identifier}::{column.kept_type}" for column in table.columns)
+    values = ", ".join(f"{kept_value(column, f'{row}.')}::{column.kept_type}" for column in table.columns)
     return f"ROW({values})::text"
 
 

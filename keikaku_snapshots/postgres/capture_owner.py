@@ -195,7 +195,27 @@ def _update(names: CaptureNames, table: CapturedTable) -> str:
     if not changeable:
         return ""
     values = ", ".join(f"{column.identifier} = u.{column.kept}{column.cast}" for column in changeable)
-    return f"UPDATE {table.only} t SET {values} FROM {names.log(table)} u\nWHERE {_differs(table)};\n{_COUNT}"
+    return (
+        _make_room_for_identities(names, table)
+        + f"UPDATE {table.only} t SET {values} FROM {names.log(table)} u\nWHERE {_differs(table)};\n{_COUNT}"
+    )
+
+
+def _make_room_for_identities(names: CaptureNames, table: CapturedTable) -> str:
+    """No UPDATE sets GENERATED ALWAYS AS IDENTITY: a row with another number goes and is put back whole."""
+    key = {column.identifier for column in table.key_columns()}
+    fixed = [column for column in table.columns if column.is_identity_always and column.identifier not in key]
+    if not fixed:
+        return ""
+    differs = " OR ".join(f"t.{column.identifier} <> u.{column.kept}" for column in fixed)
+    where = f"{among('u.seq', 'restored')} AND {match(table, 't', 'u')} AND ({differs})"
+    return (
+        f"IF EXISTS (SELECT FROM {table.only} t, {names.log(table)} u WHERE {where}) THEN\n"
+        # Only the thorough way sees what a deletion takes along.
+        f"  IF NOT ({names.active}) THEN\n    RAISE EXCEPTION 'the thorough way is needed'"
+        f" USING ERRCODE = {literal(THOROUGH_STATE)};\n  END IF;\n"
+        f"  DELETE FROM {table.only} t USING {names.log(table)} u WHERE {where};\nEND IF;\n"
+    )
 
 
 def _insert_missing(names: CaptureNames, table: CapturedTable) -> str:

@@ -144,7 +144,8 @@ CROSS JOIN LATERAL (
          array_agg(CASE WHEN l.oid IS NULL THEN ''
                         ELSE ' COLLATE ' || quote_ident(ls.nspname) || '.' || quote_ident(l.collname) END
                    ORDER BY p.pos) AS collations,
-         bool_and(a.attnotnull AND a.attgenerated = '' AND coalesce(l.collisdeterministic, true))
+         bool_and(a.attnotnull AND a.attgenerated = '' AND coalesce(l.collisdeterministic, true)
+                  AND i.indcollation[p.pos] = a.attcollation)
            AS is_usable,
          bool_and(o.oprcanhash AND t.oid < 16384) AS is_hashed
   FROM generate_series(0, i.indnkeyatts - 1) p(pos)

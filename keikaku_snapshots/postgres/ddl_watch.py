@@ -24,7 +24,8 @@ _PARTS = (
     "ROW(c.relname, c.relnamespace, CASE WHEN c.relkind IN ('i', 'I') THEN 0::oid ELSE c.oid END, c.relkind,"
     " c.relowner, c.relacl, c.reloptions, c.relrowsecurity, c.relforcerowsecurity, c.relreplident,"
     " c.relispartition, c.relpartbound::text, c.relpersistence, c.relam, c.reloftype) FROM rel c",
-    "ROW(a.attrelid, a.attname, a.attnum, a.atttypid, a.atttypmod, a.attnotnull, a.attidentity,"
+    # xmin: ALTER COLUMN TYPE … USING may change nothing but the rows, which no trigger sees.
+    "ROW(a.xmin::text, a.attrelid, a.attname, a.attnum, a.atttypid, a.atttypmod, a.attnotnull, a.attidentity,"
     " a.attgenerated, a.attisdropped, a.attcollation, a.attstattarget, a.attstorage, a.attcompression,"
     " a.attacl, a.attoptions) FROM rel c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0"
     " WHERE c.relkind NOT IN ('i', 'I', 'S', 't')",

@@ -44,7 +44,7 @@ NAMES = CaptureNames(
     active="pg_catalog.current_setting('keikaku.rewinding', true) IS DISTINCT FROM 'on'",
 )
 #: Comment of the schema, which makes it ours; the number is the layout.
-MARK = "keikaku_snapshots rewind 1"
+MARK = "keikaku_snapshots rewind 2"
 #: Seconds for one try to lock all tables: shorter than the server's deadlock_timeout (1 s), so that it is
 #: always we who give way, never a transaction of the application.
 _TRY_S = 0.5
@@ -274,6 +274,7 @@ def _script(
     parts = [
         f"CREATE SCHEMA {schema};\nCOMMENT ON SCHEMA {schema} IS {literal(MARK)};\n",
         f"CREATE TABLE {schema}.state (made_at timestamptz, snapshot jsonb, about jsonb, ddl bigint);\n",
+        f"ALTER TABLE {schema}.state REPLICA IDENTITY FULL;\n",
         common_statements(NAMES),
         ddl_hash_function(NAMES),
     ]
@@ -300,15 +301,18 @@ def _limits(connection: Connection, tables: Sequence[CapturedTable]) -> list[str
         " (SELECT string_agg(s.seqrelid::regclass::text, ', ') FROM pg_catalog.pg_sequence s"
         "  WHERE s.seqcache > 1),"
         " (SELECT count(*) FROM pg_catalog.pg_subscription s"
-        "  JOIN pg_catalog.pg_database d ON d.oid = s.subdbid WHERE d.datname = current_database())"
+        "  JOIN pg_catalog.pg_database d ON d.oid = s.subdbid WHERE d.datname = current_database()),"
+        " (SELECT string_agg(pubname::text, ', ') FROM pg_catalog.pg_publication WHERE puballtables)"
     ).fetchone()
-    large_objects, foreign_tables, cached, subscriptions = row or (0, 0, None, 0)
+    large_objects, foreign_tables, cached, subscriptions, publications = row or (0, 0, None, 0, None)
     if large_objects:
         warnings.append("large objects do not go back (their oids in tables do)")
     if foreign_tables:
         warnings.append("rows of foreign tables do not go back")
     if subscriptions:
         warnings.append("what logical replication applies to this database does not go back")
+    if publications:
+        warnings.append(f"subscribers of all tables get those of the checkpoint too: {publications}")
     if cached:
         warnings.append(f"other sessions keep values of sequences with CACHE above 1: {cached}")
     without_key = [table.name.text for table in tables if not table.key]

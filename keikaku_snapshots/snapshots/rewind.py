@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from keikaku_snapshots.errors import KeikakuError, UnsafeRestoreError
+from keikaku_snapshots.postgres.capture import STYLES
 from keikaku_snapshots.postgres.capture_owner import THOROUGH_STATE
 from keikaku_snapshots.postgres.connect import connect, translate
 from keikaku_snapshots.snapshots.checkpoint import NAMES
@@ -25,6 +26,9 @@ _CALLS = {
     for path in ("replica", "owner", "suspended")
 }
 _BUSY = frozenset({"55P03", "40P01"})
+#: Seconds of one try: shorter than the server's deadlock_timeout (1 s), so that it is always we who give way
+#: to a transaction that locked a row (SELECT … FOR UPDATE) and now wants to write.
+_TRY_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +102,17 @@ class Rewinder:
             SchemaDriftError: The schema was changed since the checkpoint.
         """
         begun = time.monotonic()
-        try:
-            path, tables, rows, sequences = self._once_more_when_lost(wait_s)
-        except psycopg.Error as error:
-            raise self._explained(error, wait_s) from error
-        return Rewound(rows, tables, time.monotonic() - begun, path, sequences)
+        while True:
+            left_s = begun + wait_s - time.monotonic()
+            try:
+                path, tables, rows, sequences = self._once_more_when_lost(
+                    min(wait_s, max(left_s, 0.01), _TRY_S)
+                )
+            except psycopg.Error as error:
+                if error.sqlstate in _BUSY and time.monotonic() < begun + wait_s:
+                    continue
+                raise self._explained(error, wait_s) from error
+            return Rewound(rows, tables, time.monotonic() - begun, path, sequences)
 
     def _once_more_when_lost(self, wait_s: float) -> tuple[str, int, int, int]:
         """A kept connection may have been lost since; a rewind that was done is done again without harm."""
@@ -149,7 +159,7 @@ class Rewinder:
             for setting in (
                 "synchronous_commit = off",
                 "idle_session_timeout = 0",
-                "extra_float_digits = 1",
+                *(f"{name} = '{value}'" for name, value in STYLES.items()),
                 "jit = off",
                 "default_transaction_isolation = 'read committed'",
                 "default_transaction_read_only = off",

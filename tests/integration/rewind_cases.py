@@ -292,6 +292,15 @@ CASES = {
             "UPDATE u SET n = 77; INSERT INTO u VALUES (3)",
         ),
     ),
+    "identity outside the key": Case(
+        "CREATE TABLE t (k text PRIMARY KEY, n int GENERATED ALWAYS AS IDENTITY UNIQUE, v int);"
+        "INSERT INTO t (k, v) VALUES ('a', 1), ('b', 2);"
+        "CREATE TABLE c (id int PRIMARY KEY, k text REFERENCES t ON DELETE CASCADE); INSERT INTO c VALUES (1, 'a'), (2, 'b')",
+        (
+            "DELETE FROM t WHERE k = 'a'; INSERT INTO t (k, v) VALUES ('a', 1)",
+            "DELETE FROM t; INSERT INTO t (k, v) VALUES ('b', 5); INSERT INTO c VALUES (7, 'b')",
+        ),
+    ),
     "sequences": Case(
         "CREATE SEQUENCE s START 5; CREATE SEQUENCE called; CREATE SEQUENCE back INCREMENT -2; SELECT nextval('called');"
         "CREATE SEQUENCE odd; SELECT setval('odd', 42, false)",
