@@ -181,6 +181,10 @@ class TestDatabases:
                 log.warning("database %s of an earlier run was not dropped: %s", one.name, error.what)
             finally:
                 databases.unlock(self.admin, _life_of(one.name))
+        # What a restore of theirs was building when it was killed; nobody will restore them again.
+        targets = {one.identity.target for one in databases.leftovers(self.admin)}
+        for target in sorted(target for target in targets if target.startswith("keikaku_test_")):
+            dropped += databases.sweep(self.admin, target=target)
         if dropped:
             log.info("dropped databases of runs that were killed: %s", ", ".join(dropped))
         return dropped
