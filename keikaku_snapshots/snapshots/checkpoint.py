@@ -302,15 +302,27 @@ def _limits(connection: Connection, tables: Sequence[CapturedTable]) -> list[str
         "  WHERE s.seqcache > 1),"
         " (SELECT count(*) FROM pg_catalog.pg_subscription s"
         "  JOIN pg_catalog.pg_database d ON d.oid = s.subdbid WHERE d.datname = current_database()),"
-        " (SELECT string_agg(pubname::text, ', ') FROM pg_catalog.pg_publication WHERE puballtables)"
+        " (SELECT string_agg(pubname::text, ', ') FROM pg_catalog.pg_publication WHERE puballtables),"
+        " (SELECT string_agg(d.objid::regclass::text, ', ') FROM pg_catalog.pg_depend d"
+        "  JOIN pg_catalog.pg_class c ON c.oid = d.objid AND c.relkind IN ('r', 'p')"
+        "  WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.deptype = 'e')"
     ).fetchone()
-    large_objects, foreign_tables, cached, subscriptions, publications = row or (0, 0, None, 0, None)
+    large_objects, foreign_tables, cached, subscriptions, publications, of_extensions = row or (
+        0,
+        0,
+        None,
+        0,
+        None,
+        None,
+    )
     if large_objects:
         warnings.append("large objects do not go back (their oids in tables do)")
     if foreign_tables:
         warnings.append("rows of foreign tables do not go back")
     if subscriptions:
         warnings.append("what logical replication applies to this database does not go back")
+    if of_extensions:
+        warnings.append(f"tables of extensions do not go back: {of_extensions}")
     if publications:
         warnings.append(f"subscribers of all tables get those of the checkpoint too: {publications}")
     if cached:

@@ -170,3 +170,10 @@ def test_a_key_with_another_collation_than_its_column(
         run(url, "UPDATE t SET v = 'A'")
         manager.rewind()
         assert state(url) == before
+
+
+def test_tables_of_extensions_are_told(database: DatabaseURL) -> None:
+    """They are not watched, and the checkpoint says so."""
+    run(database, "CREATE TABLE of_it (id int); ALTER EXTENSION plpgsql ADD TABLE of_it")
+    with SnapshotManager(database) as manager:
+        assert any("of extensions do not go back: of_it" in line for line in manager.checkpoint().warnings)
