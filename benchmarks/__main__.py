@@ -15,6 +15,7 @@ from benchmarks import (
     generation,
     incremental,
     memory,
+    pytest_suite,
     rewind,
     snapshots,
     startup,
@@ -64,6 +65,7 @@ def _measure(server: EmbeddedServer, folder: Path, runs: int, *, quick: bool) ->
         yield from templates.gigabyte(url, folder, runs)
     url, other = server.url("bench_plain", create=True), server.url("bench_armed", create=True)
     yield from rewind.writing(url, other, runs)
+    yield pytest_suite.two_hundred_tests(server.url("bench_pytest", create=True), folder, runs)
 
 
 def main() -> int:
