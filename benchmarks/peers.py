@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "performance.json"
 PARTS = ("small", "gigabyte", "isolation")
-#: Contestants that load a file: seconds for each run with 1 GB, so no run to warm up.
-SLOW = (peers_restore.COLD, peers_restore.DBBACKUP, peers_restore.PSQL, peers_restore.PG_RESTORE)
 _VERSIONS = """
 import importlib.metadata as m, json
 print(json.dumps({n: m.version(n) for n in ("DSLR", "django-dbbackup", "pytest-postgresql")}))
@@ -119,22 +117,20 @@ def _part(part: str, place: peers_restore.Place, runs: int) -> dict[str, list[fl
         return _in_turn(peers_isolation.contestants(place), runs)
     peers_restore.prepare(place)
     try:
-        return _in_turn({**peers_restore.contestants(place), **peers_restore.library(place)}, runs,
-                        SLOW if part == "gigabyte" else ())  # fmt: skip
+        ways = {**peers_restore.contestants(place), **peers_restore.library(place)}
+        return _in_turn(ways, runs, warm_up=part == "small")
     finally:
         peers_restore.clear(place)
 
 
 def _in_turn(
-    contestants: Mapping[str, Callable[[], float]], runs: int, unwarmed: tuple[str, ...] = ()
+    contestants: Mapping[str, Callable[[], float]], runs: int, *, warm_up: bool = True
 ) -> dict[str, list[float]]:
-    """Run each `runs` times after one run to warm up, in alternating order."""
+    """Run each `runs` times in alternating order, after one run that is not counted."""
     samples: dict[str, list[float]] = {name: [] for name in contestants}
     order = list(contestants.items())
-    for number in range(runs + 1):
+    for number in range(0 if warm_up else 1, runs + 1):
         for name, contestant in order if number % 2 else reversed(order):
-            if number == 0 and name in unwarmed:
-                continue
             seconds = contestant()
             print(f"  {number} {name}: {seconds:.4f} s", flush=True)
             if number:

@@ -50,7 +50,7 @@ _TITLES = {
 _FAIR_RUNS = 5
 _NOTES = {
     "small": "100 tables with a key and an index each. Through the command lines, but for the two rows of the library.",
-    "gigabyte": "One table of three numbers, as in DSLR's own benchmark. Files are loaded without a run to warm up.",
+    "gigabyte": "One table of three numbers, as in DSLR's own benchmark. No run to warm up: seconds hide it.",
     "isolation": "Set-up and teardown as pytest measures them, a connection for the test included, on the set with 100 tables."
     " Each test changes 100 rows in 3 tables and commits.",
 }

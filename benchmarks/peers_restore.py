@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,7 +128,20 @@ def prepare(place: Place) -> None:
     url = place.url
     run(place, *_keikaku("create", SNAPSHOT, "-q", "--snapshot-dir", place.folder / "snapshots"))
     run(place, place.tools.pg_dump, "-w", "-f", place.folder / "raw.sql", url.database)
-    run(place, place.tools.pg_dump, "-w", "-Fc", "-f", place.folder / "raw.dump", url.database)
+    with ThreadPoolExecutor() as beside:  # each compresses for most of a minute
+        dump = place.tools.pg_dump
+        archive = beside.submit(run, place, dump, "-w", "-Fc", "-f", place.folder / "raw.dump", url.database)
+        _prepare_peers(place)
+        archive.result()
+    if place.peers is not None:
+        run(place, place.peers / "dslr", "snapshot", SNAPSHOT)  # it ends other sessions
+    _sql(place, f"CREATE DATABASE {TEMPLATE} TEMPLATE {url.database}")
+    # The first restore makes the template that later ones clone.
+    run(place, *_restore(place))
+
+
+def _prepare_peers(place: Place) -> None:
+    url = place.url
     if place.peers is not None:
         settings = _DJANGO.format(
             name=url.database,
@@ -138,10 +152,6 @@ def prepare(place: Place) -> None:
         )
         (place.folder / "peers_settings.py").write_text(settings, encoding="utf-8")
         run(place, place.peers / "django-admin", "dbbackup", "--quiet")
-        run(place, place.peers / "dslr", "snapshot", SNAPSHOT)
-    _sql(place, f"CREATE DATABASE {TEMPLATE} TEMPLATE {url.database}")
-    # The first restore makes the template that later ones clone.
-    run(place, *_restore(place))
 
 
 def contestants(place: Place) -> dict[str, Callable[[], float]]:
