@@ -109,9 +109,7 @@ class RestoreRows:
         with (
             # A connection can be lost between any two statements, here and in all that is called.
             translated(self._url, f"restoring {self._opened.snapshot}"),
-            databases.target_lock(
-                self._url, options.lock_wait_s, "restore", maintenance=options.maintenance
-            ),
+            databases.target_lock(self._url, options.lock_wait_s, "restore", maintenance=options.maintenance),
         ):
             self._restore()
         self._tell(self._opened.snapshot.size_bytes, finished=True)

@@ -242,11 +242,11 @@ def test_a_failing_disk_is_told_in_the_words_of_what_was_done(
         except KeikakuError as error:
             raised.append(error)
     assert raised
-    for error in raised:
-        assert type(error) is kind
-        assert term in error.term
-        assert error.exit_code == code
-        assert "Input/output error" in error.found
+    for told in raised:
+        assert type(told) is kind
+        assert term in told.term
+        assert told.exit_code == code
+        assert "Input/output error" in told.found
 
 
 @pytest.mark.parametrize("name", ["publish", "overwrite", "delete"])
