@@ -9,7 +9,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from keikaku_snapshots.errors import AccessDeniedError, RefusedError
+from keikaku_snapshots.errors import (
+    AccessDeniedError,
+    CreateFailedError,
+    FileOperationError,
+    RefusedError,
+)
 from keikaku_snapshots.postgres.capacity import capacity, check_free_connections
 from keikaku_snapshots.postgres.connect import connect, server_info
 from keikaku_snapshots.postgres.tools import Tools, find_tools, pg_restore_script, translate_tool_failure
@@ -159,6 +164,12 @@ class Sources:
             try:
                 stage = stack.enter_context(self._store.stage(self._opened.snapshot.name, "sql"))
                 place = stage.path, stage.fileno()
+            except CreateFailedError as error:
+                # Nobody makes a snapshot here.
+                raise FileOperationError(
+                    f"a file operation failed while unpacking snapshot {self._opened.snapshot}",
+                    found=error.found,
+                ) from error
             except (AccessDeniedError, RefusedError):
                 # Without a name, which a kill would leave with all the rows.
                 file = stack.enter_context(temporary_file())
