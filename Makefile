@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 # Worker processes for the tests; the servers are shared between them.
-WORKERS ?= auto
+WORKERS ?= 4
 PYTEST_ARGS ?=
 # The tools that bench-peers compares with have an environment of their own.
 PEERS_VENV ?= .venv-peers
@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed
 PEERS_STAMP := $(PEERS_VENV)/.installed
 SUITABLE = import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 # Neighbours stay together, for what a module shares; who has ended takes from the others.
-PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses=4 --dist=worksteal $(PYTEST_ARGS)
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all check format perf bench bench-peers clean
