@@ -778,6 +778,7 @@ def test_item_25_incremental(
     largest = max(Path(second["path"]).iterdir(), key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
+    largest.chmod(0o600)
     largest.write_bytes(content)
     told = command("verify", "app", "--version", second["version"])
     said("part_damaged", told, SnapshotCorruptError, hide={r"\d+\.dat(\.gz)?": "3412.dat.gz"})
