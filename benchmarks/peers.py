@@ -117,7 +117,7 @@ def _part(part: str, place: peers_restore.Place, runs: int) -> dict[str, list[fl
         return _in_turn(peers_isolation.contestants(place), runs)
     peers_restore.prepare(place)
     try:
-        ways = {**peers_restore.contestants(place), **peers_restore.library(place)}
+        ways = {**peers_restore.contestants(place), **peers_restore.without_command_line(place)}
         return _in_turn(ways, runs, warm_up=part == "small")
     finally:
         peers_restore.clear(place)

@@ -11,6 +11,7 @@ import os
 import statistics
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,7 @@ def contestants(place: Place) -> dict[str, Callable[[], float]]:
     ways = [REWIND, CLONE, RAW_CLONE, TRUNCATE, NONE]
     if place.peers is None:
         ways.remove(CLONE)
-    return {way: lambda way=way: _suite(place, way) for way in ways}  # type: ignore[misc]
+    return {way: partial(_suite, place, way) for way in ways}
 
 
 def _suite(place: Place, way: str) -> float:

@@ -15,6 +15,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -172,7 +173,7 @@ def contestants(place: Place) -> dict[str, Callable[[], float]]:
     )
     for title, options in ((RAW, ""), (RAW_FILES, " STRATEGY file_copy")):
         clone = f"CREATE DATABASE peers_new TEMPLATE {TEMPLATE}{options}"
-        found[title] = lambda clone=clone: _timed(place, *_psql(place, clone, *renames))  # type: ignore[misc]
+        found[title] = partial(_timed, place, *_psql(place, clone, *renames))
     found[PSQL] = lambda: _load(place, place.tools.psql, "-X", "-q", "-w", "-1", "-v", "ON_ERROR_STOP=1",
                                 "-o", os.devnull, "-f", place.folder / "raw.sql", "-d", name)  # fmt: skip
     found[PG_RESTORE] = lambda: _load(
@@ -181,7 +182,7 @@ def contestants(place: Place) -> dict[str, Callable[[], float]]:
     return found
 
 
-def library(place: Place) -> dict[str, Callable[[], float]]:
+def without_command_line(place: Place) -> dict[str, Callable[[], float]]:
     """The warm restore without a command line, and the same copy by hand, over a connection it opens."""
     with connect(place.url, database="postgres", autocommit=True) as connection:
         row = connection.execute("SELECT pg_database_size(%s)", (TEMPLATE,)).fetchone()
