@@ -11,11 +11,14 @@
     │   ├── ConfigurationError                                              2
     │   ├── UnknownScaleError                                               2
     │   ├── UnknownDatasetError                                             2
+    │   ├── UnknownPatchError                                               2
+    │   ├── PatchDefinitionError                                            2
     │   └── SnapshotExistsError                                             2
     ├── SnapshotNotFoundError (FileNotFoundError)                          10
     ├── LockBusyError (BlockingIOError)                                    11
     │   ├── SnapshotInUseError                                             11
-    │   └── DatabaseInUseError                                             11
+    │   ├── DatabaseInUseError                                             11
+    │   └── LeaseLostError                                                 11
     ├── ConnectError (ConnectionError)                                     12
     │   └── AuthenticationError                                            12
     ├── SnapshotCorruptError                                               13
@@ -28,11 +31,14 @@
     │   ├── ProtectedDatabaseError                                         16
     │   ├── OtherDatabaseError                                             16
     │   ├── TestDataReferencedError                                        16
-    │   └── UnsafeRestoreError                                             16
+    │   ├── UnsafeRestoreError                                             16
+    │   └── PatchRefusedError                                              16
     ├── OperationTimeoutError (TimeoutError)                               17
     ├── AccessDeniedError (PermissionError)                                18
     │   └── AuditError                                                     18
     ├── CreateFailedError                                                  19
+    ├── PatchFailedError                                                   20
+    │   └── PatchRollbackError                                             21
     ├── OutcomeUnknownError                                                22
     ├── StaleError                                                         23
     ├── PruneIncompleteError                                               24
@@ -44,7 +50,9 @@
     │   ├── NotNullError                                                   26
     │   └── CheckError                                                     26
     ├── MemoryLimitError (MemoryError)                                     27
+    │   └── MemoryLimitExceededError                                       27
     ├── SchemaDriftError                                                   28
+    ├── WindowClosedError                                                  29
     └── FileOperationError (OSError)                                       30
 
 The number is the exit code of the command line; codes never change their
@@ -182,6 +190,20 @@ class UnknownDatasetError(UsageError):
     hint_ja = "一覧にあるデータセットか、package.module:attribute の形式で指定してください。"
 
 
+class UnknownPatchError(UsageError):
+    """A data patch or an execution of one is not known."""
+
+    default_hint = "`keikaku patch list` shows the patches, `keikaku patch status` the executions."
+    hint_ja = "`keikaku patch list` でパッチ、`keikaku patch status` で実行履歴を確認してください。"
+
+
+class PatchDefinitionError(UsageError):
+    """A data patch is declared wrongly, twice, or does not fit the tables; nothing was run."""
+
+    default_hint = "Correct the patch's declaration; docs/how-to/write-a-patch.md shows every part of it."
+    hint_ja = "パッチの定義を修正してください(docs/how-to/write-a-patch.md を参照)。"
+
+
 class SnapshotExistsError(UsageError):
     """This version of the snapshot exists already and overwriting was not asked for."""
 
@@ -224,6 +246,13 @@ class DatabaseInUseError(LockBusyError):
         "上記のセッションを終了(COMMIT/ROLLBACK・切断)して再実行してください。"
         "--disconnect を付けると強制的に切断します。"
     )
+
+
+class LeaseLostError(LockBusyError):
+    """Another worker has taken this execution over; this one stopped and its last batch was rolled back."""
+
+    default_hint = "Leave it to the other worker; `keikaku patch status` shows who that is."
+    hint_ja = "別のワーカーに任せてください(`keikaku patch status` で確認できます)。"
 
 
 class ConnectError(KeikakuError, ConnectionError):
@@ -337,6 +366,13 @@ class UnsafeRestoreError(RefusedError):
     hint_ja = "別の strategy を指定するか、上記の原因を取り除いてください。"
 
 
+class PatchRefusedError(RefusedError):
+    """A guard refused to run a data patch; no row was changed."""
+
+    default_hint = "Do what the guard named above asks for, then run the patch again."
+    hint_ja = "上記の条件を満たしてから、パッチを再実行してください。"
+
+
 class OperationTimeoutError(KeikakuError, TimeoutError):
     """A step took longer than its limit and was stopped."""
 
@@ -369,6 +405,30 @@ class CreateFailedError(KeikakuError):
     term = "スナップショットの作成に失敗"
     default_hint = "Read the server's message above; earlier snapshots are untouched."
     hint_ja = "上記のサーバーのメッセージを確認してください。既存のスナップショットは変更されていません。"
+
+
+class PatchFailedError(KeikakuError):
+    """A data patch failed; what it had changed was taken back, or nothing had been changed."""
+
+    exit_code = 20
+    term = "データパッチに失敗"
+    default_hint = "The data is as before. Read the cause above, correct it, and begin with a dry run."
+    hint_ja = "データは元の状態です。上記の原因を修正し、ドライランからやり直してください。"
+
+
+class PatchRollbackError(PatchFailedError):
+    """What a data patch changed could not be taken back completely."""
+
+    exit_code = 21
+    term = "ロールバックに失敗"
+    default_hint = (
+        "Read which rows are left: `keikaku patch report ID`. Running "
+        "`keikaku patch rollback ID` again continues where it stopped."
+    )
+    hint_ja = (
+        "`keikaku patch report ID` で残った行を確認してください。"
+        "`keikaku patch rollback ID` を再実行すると続きから処理します。"
+    )
 
 
 class OutcomeUnknownError(KeikakuError):
@@ -461,6 +521,13 @@ class MemoryLimitError(KeikakuError, MemoryError):
     hint_ja = "memory_limit_mb(--memory-limit)を上げるか、batch_size を小さくしてください。"
 
 
+class MemoryLimitExceededError(MemoryLimitError):
+    """A data patch used more memory than it may; its last batch was rolled back."""
+
+    default_hint = "Raise memory_limit of the patch (--memory-limit), or use a smaller batch_size."
+    hint_ja = "パッチの memory_limit(--memory-limit)を上げるか、batch_size を小さくしてください。"
+
+
 class SchemaDriftError(KeikakuError):
     """The snapshot was made for another schema than the database has now."""
 
@@ -471,6 +538,15 @@ class SchemaDriftError(KeikakuError):
         "スナップショットを作り直すか、マイグレーションを実行するか、"
         "on_schema_mismatch='warn' を指定してください。"
     )
+
+
+class WindowClosedError(KeikakuError):
+    """No maintenance window is open now."""
+
+    exit_code = 29
+    term = "メンテナンス時間外"
+    default_hint = "Wait for the window named above, or give --outside-window REASON, which is recorded."
+    hint_ja = "上記のメンテナンス時間まで待つか、--outside-window に理由を指定してください(記録されます)。"
 
 
 class FileOperationError(KeikakuError, OSError):

@@ -1,0 +1,55 @@
+"""Data patches: reviewed changes of live data, in small, verified, reversible batches.
+
+::
+
+    from keikaku_snapshots.patches import SqlPatch, data_patch
+
+    @data_patch("round_prices")
+    class RoundPrices(SqlPatch):
+        table, key = "public.inventories", ("id",)
+        where = "status = 'active'"
+        set = {"price": "round(price, 0)"}
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from keikaku_snapshots.patches.changes import Delete, Insert, Reject, Skip, Update
+    from keikaku_snapshots.patches.execution import Execution
+    from keikaku_snapshots.patches.settings import PatchSettings
+
+__all__ = [
+    "Delete",
+    "Execution",
+    "Insert",
+    "PatchSettings",
+    "Reject",
+    "Skip",
+    "Update",
+]
+
+_HOME = {
+    "Delete": "changes",
+    "Execution": "execution",
+    "Insert": "changes",
+    "PatchSettings": "settings",
+    "Reject": "changes",
+    "Skip": "changes",
+    "Update": "changes",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
