@@ -218,7 +218,7 @@ def _manager_options(session: Session) -> dict[str, Any]:
 
 
 def _tell_report(output: Output, report: PerformanceReport, page: Path) -> int:
-    from keikaku_snapshots.perf.charts import seconds_text
+    from keikaku_snapshots.pages.svg import seconds_text
     from keikaku_snapshots.perf.floors import floors
 
     rows = [
@@ -258,7 +258,7 @@ def _tell_comparison(output: Output, compared: ReportComparison) -> int:
 
 
 def _comparison_row(item: MeasurementComparison) -> list[str]:
-    from keikaku_snapshots.perf.charts import seconds_text
+    from keikaku_snapshots.pages.svg import seconds_text
 
     def percent(ratio: float | None) -> str:
         return "–" if ratio is None else f"{(ratio - 1) * 100:+.0f} %"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from keikaku_snapshots.pages.html import Finding
 from keikaku_snapshots.perf.floors import floors, share_text
 
 if TYPE_CHECKING:
@@ -61,22 +61,6 @@ _TIMEOUT_REMEDY = _Remedy(
     "何を待っていたのかを調べてください: 実行中は pg_stat_activity、実行後はサーバーのログ。文は 600 秒で"
     "止められ、空き接続は 60 秒待ちます(max_connections は 50 本を許す必要があります)。",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that the numbers say."""
-
-    #: ``good``, ``note`` for what to know, ``act`` for what to do something about.
-    kind: Literal["good", "note", "act"]
-    #: What it is.
-    text: str
-    #: What to do; empty when there is nothing.
-    advice: str = ""
-    #: What it is, in Japanese.
-    text_ja: str = ""
-    #: What to do, in Japanese.
-    advice_ja: str = ""
 
 
 def findings(report: PerformanceReport) -> list[Finding]:

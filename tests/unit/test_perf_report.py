@@ -12,7 +12,8 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from keikaku_snapshots.errors import AccessDeniedError, DiskFullError, InvalidNameError
-from keikaku_snapshots.perf.charts import floors_chart, growth_chart, runs_chart, seconds_text
+from keikaku_snapshots.pages.svg import seconds_text
+from keikaku_snapshots.perf.charts import floors_chart, growth_chart, runs_chart
 from keikaku_snapshots.perf.files import write_report
 from keikaku_snapshots.perf.findings import findings
 from keikaku_snapshots.perf.floors import floors, share_text
