@@ -16,28 +16,49 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from keikaku_snapshots.patches.changes import Delete, Insert, Reject, Skip, Update
+    from keikaku_snapshots.patches.changes import Delete, Insert, Reject, Row, Skip, Update
+    from keikaku_snapshots.patches.context import PatchContext, StepContext
+    from keikaku_snapshots.patches.definition import RowPatch, SqlPatch, StepPatch, data_patch
     from keikaku_snapshots.patches.execution import Execution
-    from keikaku_snapshots.patches.settings import PatchSettings
+    from keikaku_snapshots.patches.registry import DataPatchRegistry
+    from keikaku_snapshots.patches.settings import EngineSettings, PatchSettings
 
 __all__ = [
+    "DataPatchRegistry",
     "Delete",
+    "EngineSettings",
     "Execution",
     "Insert",
+    "PatchContext",
     "PatchSettings",
     "Reject",
+    "Row",
+    "RowPatch",
     "Skip",
+    "SqlPatch",
+    "StepContext",
+    "StepPatch",
     "Update",
+    "data_patch",
 ]
 
 _HOME = {
+    "DataPatchRegistry": "registry",
     "Delete": "changes",
+    "EngineSettings": "settings",
     "Execution": "execution",
     "Insert": "changes",
+    "PatchContext": "context",
     "PatchSettings": "settings",
     "Reject": "changes",
+    "Row": "changes",
+    "RowPatch": "definition",
     "Skip": "changes",
+    "SqlPatch": "definition",
+    "StepContext": "context",
+    "StepPatch": "definition",
     "Update": "changes",
+    "data_patch": "definition",
 }
 
 

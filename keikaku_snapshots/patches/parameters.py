@@ -1,0 +1,99 @@
+"""Parameters of a patch: from texts and YAML into its pydantic model, every problem at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from keikaku_snapshots.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pydantic import BaseModel
+
+    from keikaku_snapshots.patches.definition import Patch
+
+#: What is shown and stored in place of a secret.
+HIDDEN: Final = "***"
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """The parameters of one run."""
+
+    #: The patch's model, filled; None when it has none.
+    model: BaseModel | None
+    #: Values for ``%(name)s`` in SQL, secrets in clear.
+    values: dict[str, Any] = field(repr=False)
+    #: What may be shown and stored, as JSON; secrets masked.
+    shown: dict[str, Any]
+    #: SHA-256 of all that is no secret.
+    hash: str
+
+
+def read_parameters(patch: Patch, given: Mapping[str, Any] | None) -> Parameters:
+    """Check the parameters of a patch and fill in its defaults.
+
+    Args:
+        patch: The patch.
+        given: Values by name; texts, as the command line gives them, are converted.
+
+    Returns:
+        The parameters.
+
+    Raises:
+        UsageError: Some are unknown, missing or of the wrong type; each is named with its path.
+    """
+    values = dict(given or {})
+    if patch.params is None:
+        if values:
+            raise UsageError(
+                f"data patch {patch.name!r} takes no parameters", found=f"Given: {', '.join(sorted(values))}"
+            )
+        return _parameters(None, {}, {})
+    unknown = sorted(set(values) - _known(patch.params))
+    from pydantic import ValidationError
+
+    problems = [f"parameters.{name}: unknown" for name in unknown]
+    try:
+        model = patch.params.model_validate({name: values[name] for name in values if name not in unknown})
+    except ValidationError as error:
+        # The value itself is left out: it may be a secret.
+        problems += [
+            f"parameters.{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
+            for problem in error.errors(include_input=False, include_url=False)
+        ]
+        raise _wrong(patch, problems) from None
+    if problems:
+        raise _wrong(patch, problems)
+    plain = {name: getattr(model, name) for name in type(model).model_fields}
+    return _parameters(model, plain, model.model_dump(mode="json"))
+
+
+def _known(model: type[BaseModel]) -> set[str]:
+    fields = model.model_fields
+    return set(fields) | {field.alias for field in fields.values() if field.alias}
+
+
+def _wrong(patch: Patch, problems: list[str]) -> UsageError:
+    return UsageError(
+        f"the parameters of data patch {patch.name!r} are wrong",
+        found="\n".join(problems),
+        hint=f"`keikaku patch show {patch.name}` lists its parameters with their types.",
+        hint_ja=f"`keikaku patch show {patch.name}` でパラメータと型を確認してください。",
+    )
+
+
+def _parameters(model: BaseModel | None, plain: dict[str, Any], as_json: dict[str, Any]) -> Parameters:
+    values, shown, hashed = {}, {}, {}
+    for name, value in plain.items():
+        is_secret = hasattr(value, "get_secret_value")
+        values[name] = value.get_secret_value() if is_secret else value
+        shown[name] = HIDDEN if is_secret else as_json[name]
+        if not is_secret:
+            hashed[name] = as_json[name]
+    text = json.dumps(hashed, sort_keys=True, ensure_ascii=False)
+    return Parameters(model, values, shown, hashlib.sha256(text.encode()).hexdigest())
