@@ -145,6 +145,8 @@ def test_heavy_packages_are_imported_lazily() -> None:
     wrong = []
     for found in ALL_IMPORTS:
         part = _part(found.module)
+        if found.module.startswith("patches/shipped/"):
+            continue  # classes on top of pydantic's; the registry imports them by name when it is asked
         heavy = HEAVY_FOR_CLI if part in {"cli", "__main__", "__init__"} else HEAVY
         if found.eager and part in LIGHT | {"__init__"} and found.name.split(".")[0] in heavy:
             wrong.append(f"{found.module}:{found.line} imports {found.name}")
