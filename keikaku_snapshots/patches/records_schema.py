@@ -125,18 +125,33 @@ CREATE TABLE IF NOT EXISTS {SCHEMA}.outbox (
   title text NOT NULL,
   body text NOT NULL,
   created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-  channels text[] NOT NULL DEFAULT '{{}}',
+  routed_at timestamptz,
+  escalated_at timestamptz,
+  closed_at timestamptz
+);
+CREATE INDEX IF NOT EXISTS outbox_open ON {SCHEMA}.outbox (number) WHERE closed_at IS NULL;
+CREATE TABLE IF NOT EXISTS {SCHEMA}.delivery (
+  message bigint NOT NULL REFERENCES {SCHEMA}.outbox ON DELETE CASCADE,
+  channel text NOT NULL,
   tries integer NOT NULL DEFAULT 0,
   next_try_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  claim uuid,
+  claimed_until timestamptz,
   last_error text NOT NULL DEFAULT '',
   delivered_at timestamptz,
-  dead_at timestamptz
+  dead_at timestamptz,
+  PRIMARY KEY (message, channel)
 );
-CREATE INDEX IF NOT EXISTS outbox_waiting ON {SCHEMA}.outbox (next_try_at)
+CREATE INDEX IF NOT EXISTS delivery_waiting ON {SCHEMA}.delivery (next_try_at)
   WHERE delivered_at IS NULL AND dead_at IS NULL;
+CREATE TABLE IF NOT EXISTS {SCHEMA}.audit_mark (
+  kind text PRIMARY KEY CHECK (kind IN ('head', 'checkpoint')),
+  line text NOT NULL
+);
 CREATE TABLE IF NOT EXISTS {SCHEMA}.audit (
   number bigint PRIMARY KEY,
-  written_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  month date NOT NULL,
+  key_id text NOT NULL,
   line text NOT NULL
 );
 """

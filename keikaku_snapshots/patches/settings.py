@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 OnConflict: TypeAlias = Literal["skip_and_report", "abort", "force"]
 OnCrash: TypeAlias = Literal["resume", "rollback", "leave"]
 Mode: TypeAlias = Literal["batched", "single_transaction"]
+OnAuditFailure: TypeAlias = Literal["warn", "error"]
+#: What messages are sent about.
+EVENTS: Final = (
+    "completed",
+    "failed",
+    "rolled_back",
+    "rollback_incomplete",
+    "memory",
+    "overtime",
+    "integrity",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,3 +88,59 @@ class EngineSettings:
     batch_attempts: int = 5
     #: Days for which the undo of an ended run is kept.
     undo_retention_days: float = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditSettings:
+    """How the audit log is kept."""
+
+    #: Whether lines are encrypted (needs the extra [audit]); they are chained and signed in any case.
+    log_encryption: bool = True
+    #: Days for which lines are kept; whole months are dropped.
+    audit_retention_days: int = 90
+    #: Environment variable with the key: 32 bytes in hex or base64.
+    key_variable: str = "KEIKAKU_AUDIT_KEY"
+    #: Environment variable with the keys of before, separated by spaces or commas.
+    old_keys_variable: str = "KEIKAKU_AUDIT_OLD_KEYS"
+    #: File of the key where the variable is not set, made on first use; None: in the user's configuration.
+    key_file: Path | None = None
+    #: What a line that cannot be written does: ``error`` stops the run before it changes anything.
+    on_failure: OnAuditFailure = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Channel:
+    """A way to somebody: Slack, an e-mail address, or anything else that apprise knows."""
+
+    #: Name of the channel, such as ``slack``.
+    name: str
+    #: Environment variable with the channel's URL; the channel is switched off while it is not set.
+    url_variable: str
+    #: Events that are sent to it; an empty one gets only urgent messages that went nowhere else.
+    events: tuple[str, ...] = EVENTS
+    #: Whether only urgent ones of these events are sent to it.
+    urgent_only: bool = False
+    #: Whether it is an error that its variable is not set.
+    required: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotifySettings:
+    """How messages are sent."""
+
+    #: The channels; an urgent message that was not delivered goes to the next one in this order.
+    channels: tuple[Channel, ...] = ()
+    #: Seconds that one message may take.
+    timeout_s: float = 10.0
+    #: Seconds that a run waits, when it has ended, for its messages to go out.
+    linger_s: float = 5.0
+    #: Tries of a message on a channel before it is given up there.
+    attempts: int = 8
+    #: Seconds before the second try; doubled before each further one.
+    backoff_s: float = 30.0
+    #: Most seconds between two tries.
+    backoff_max_s: float = 3600.0
+    #: Minutes after which an urgent message that was not delivered goes to the next channel.
+    escalate_after_min: float = 10.0
+    #: Hours after which a message that no channel took is no longer news.
+    expire_after_h: float = 72.0
