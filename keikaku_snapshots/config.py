@@ -243,7 +243,7 @@ def _environment_value(text: str, expected: str) -> Any:
     """Give the text of a variable the type that YAML would give it."""
     if expected.startswith("a list"):
         return [part.strip() for part in text.split(",") if part.strip()]
-    if "number" not in expected and "integer" not in expected:
+    if not any(word in expected for word in ("number", "integer", "true or false")):
         return None if text == "null" and expected.endswith("or null") else text
     import yaml
 
@@ -283,6 +283,8 @@ def _check_together(settings: Settings, problems: list[str]) -> None:
         for path in ("snapshot_dir", "pg_bin")
         if getattr(settings, path) == Path()
     )
+    if settings.spare and not settings.templates:
+        problems.append(f"spare: must be 0 where templates is false, got {settings.spare}")
     if settings.retry.wait_min_s > settings.retry.wait_max_s:
         problems.append(
             f"retry.wait_min_s: must not be longer than wait_max_s, "

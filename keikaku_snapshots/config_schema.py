@@ -135,6 +135,12 @@ class Settings:
     after_restore: tuple[str, ...] = ()
     #: How long each of these commands may take, in seconds; null is no limit.
     hook_timeout_s: Annotated[float, Gt(0)] | None = 3600.0
+    #: Leave a copy of what was restored on the server, from which later restores are made.
+    templates: bool = True
+    #: Further copies that the server makes ready after a restore, so that the next one only renames.
+    spare: Annotated[int, Ge(0)] = 0
+    #: How long a database that a swap replaced is kept, in minutes.
+    keep_old_minutes: Annotated[float, Ge(0)] = 0.0
     #: What happens when a line of the audit log cannot be written.
     audit: Literal["warn", "error"] = "warn"
     #: What `NAME_latest` is: a symbolic link to the newest version, a hard link, or a copy.
@@ -227,6 +233,8 @@ def _expected(hint: Any) -> str:
 def _as_yaml(default: Any) -> str:
     if default is None:
         return "null"
+    if isinstance(default, bool):
+        return str(default).lower()
     if isinstance(default, tuple):
         return "[" + ", ".join(map(str, default)) + "]"
     return f"{default:g}" if isinstance(default, float) else str(default)

@@ -305,7 +305,7 @@ def _database(session: Session, *, fix: bool) -> Iterator[Finding]:
         yield from _rights(connection)
         yield from _safely(lambda: _tools(info.major, session.settings.pg_bin), "PostgreSQL tools")
     yield from _safely(lambda: _leftover_databases(url, fix=fix), "Databases of ours")
-    yield from _safely(lambda: _templates(url, fix=fix), "Templates")
+    yield from _safely(lambda: _templates(url, session.snapshot_dir, fix=fix), "Templates")
 
 
 def _rights(connection: Connection) -> Iterator[Finding]:
@@ -351,7 +351,13 @@ def _tools(major: int, configured: Path | None) -> Iterator[Finding]:
 
 def _leftover_databases(url: DatabaseURL, *, fix: bool) -> Iterator[Finding]:
     """Databases of ours."""
-    from keikaku_snapshots.postgres.databases import connect_maintenance, holder_of, leftovers, sweep
+    from keikaku_snapshots.postgres.databases import (
+        connect_maintenance,
+        holder_of,
+        leftovers,
+        sweep,
+        unmarked,
+    )
 
     with connect_maintenance(url) as connection:
         holder = holder_of(connection, url.database)
@@ -366,6 +372,15 @@ def _leftover_databases(url: DatabaseURL, *, fix: bool) -> Iterator[Finding]:
             if fix
             else [one.name for one in leftovers(connection, target=target)]
         )
+        nameless = unmarked(connection)
+    if nameless:
+        yield Finding(
+            "Databases of ours",
+            "advice",
+            f"called like ours, without our mark: {', '.join(nameless)}",
+            "Left by a crash of the server, or somebody else's; if nobody knows it: "
+            f'DROP DATABASE "{nameless[0]}";',
+        )
     names = ", ".join(found)
     if not found:
         yield Finding("Databases of ours", "ok", "none left by killed runs")
@@ -375,18 +390,29 @@ def _leftover_databases(url: DatabaseURL, *, fix: bool) -> Iterator[Finding]:
         yield Finding("Databases of ours", "advice", f"left by killed runs: {names}", "keikaku doctor --fix")
 
 
-def _templates(url: DatabaseURL, *, fix: bool) -> Iterator[Finding]:
+def _templates(url: DatabaseURL, directory: Path, *, fix: bool) -> Iterator[Finding]:
     """Templates."""
     from keikaku_snapshots.postgres.databases import connect_maintenance
+    from keikaku_snapshots.snapshots.template_sources import of_deleted_snapshots
     from keikaku_snapshots.snapshots.templates import drop_databases, look
 
     with connect_maintenance(url) as connection:
         present, orphans = look(connection)
-        if orphans and fix:
-            yield Finding("Spares", "ok", f"dropped {', '.join(drop_databases(connection, orphans))}")
-    if orphans and not fix:
-        told = f"without a template: {', '.join(orphans)}"
-        yield Finding("Spares", "advice", told, "keikaku doctor --fix")
+        gone = of_deleted_snapshots(present, directory)
+        useless = {
+            "Spares": ("without a template", orphans),
+            "Templates": (
+                "of deleted snapshots",
+                [name for one in gone for name in (one.template.database, *one.spares)],
+            ),
+        }
+        for subject, (what, names) in useless.items():
+            if names and fix:
+                yield Finding(subject, "ok", f"dropped {', '.join(drop_databases(connection, names))}")
+            elif names:
+                yield Finding(subject, "advice", f"{what}: {', '.join(names)}", "keikaku doctor --fix")
+        if fix:
+            present, _ = look(connection)
     found = [one.template for one in present]
     if not found:
         yield Finding("Templates", "ok", "none")
@@ -396,6 +422,6 @@ def _templates(url: DatabaseURL, *, fix: bool) -> Iterator[Finding]:
     yield Finding(
         "Templates",
         "ok",
-        f"{len(found)} with {spares} spare, {size(total)} of the server's disk"
+        f"{len(found)} with {spares} spare, {size(total)} of the server's disk beside the databases"
         f"; a restore takes up to {size(largest)} more while it runs (`keikaku templates clear` frees them)",
     )

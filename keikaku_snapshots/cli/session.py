@@ -152,6 +152,10 @@ class Session:
             "retention": self.retention,
             "audit": settings.audit,
             "latest": settings.latest,
+            "keep_old_minutes": settings.keep_old_minutes,
+            "templates": settings.templates,
+            # Who switches templates off on the command line need not know of the spares in the file.
+            "spare": 0 if changes.get("templates") is False else settings.spare,
         }
         if url is not None:
             options["retry"] = retry_policy(settings)

@@ -149,9 +149,8 @@ def create(
 )
 @click.option(
     "--templates/--no-templates",
-    default=True,
-    show_default=True,
-    help="Use, or leave, a copy on the server from which restores are quick.",
+    default=None,
+    help="Use, or leave, a copy on the server from which restores are quick.  [default: templates]",
 )
 @click.option(
     "--on-schema-mismatch",
@@ -222,7 +221,7 @@ def restore(
     no_after_restore: bool,
     hook_timeout: float | None,
     spare: int | None,
-    templates: bool,
+    templates: bool | None,
     **options: Any,
 ) -> None:
     """Bring a database back to a snapshot, exactly.

@@ -6,7 +6,7 @@ import click
 
 from keikaku_snapshots.cli.groups import HelpfulGroup
 from keikaku_snapshots.cli.output import counted, size
-from keikaku_snapshots.cli.session import Command, Session, pass_session
+from keikaku_snapshots.cli.session import Command, Session, complete_snapshot_name, pass_session
 
 
 @click.group("templates", cls=HelpfulGroup)
@@ -55,14 +55,24 @@ def list_(session: Session) -> None:
 @templates.command(
     "clear",
     cls=Command,
-    examples=[("keikaku templates clear", "Free their disk; the next restores load the files again.")],
+    examples=[
+        ("keikaku templates clear", "Free their disk; the next restores load the files again."),
+        ("keikaku templates clear nightly", "Only those of one snapshot, also when it is deleted."),
+    ],
 )
+@click.argument("name", required=False, shell_complete=complete_snapshot_name)
+@click.option("--version", metavar="VERSION", help="Only those of this version.")
 @click.option("--allow-protected", is_flag=True, help="Work on a server that looks like production.")
 @pass_session
-def clear(session: Session, *, allow_protected: bool) -> None:
-    """Drop the templates and spares of the server; snapshots stay as they are."""
+def clear(session: Session, *, name: str | None, version: str | None, allow_protected: bool) -> None:
+    """Drop the templates and spares of the server; snapshots stay as they are.
+
+    With NAME only those that were made from the snapshot of this name.
+    """
+    if version and not name:
+        raise click.UsageError("--version needs the NAME of the snapshot")
     with session.manager(allow_protected=allow_protected) as manager:
-        dropped = manager.clear_templates()
+        dropped = manager.clear_templates(name, version)
     if session.output.as_json:
         session.output.document({"dropped": dropped})
     session.output.say(f"dropped {counted(len(dropped), 'database')}" if dropped else "nothing to drop")

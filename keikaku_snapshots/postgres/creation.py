@@ -305,9 +305,10 @@ def drop(connection: Connection, name: str, *, force: bool = True, only_ours: bo
         DatabaseInUseError: Sessions are inside and `force` is False.
         AccessDeniedError: It belongs to another role.
     """
-    if not database_exists(connection, name):
-        return False
-    settings = database_settings(connection, name)
+    try:
+        settings = database_settings(connection, name)
+    except UsageError:
+        return False  # it is gone already
     if only_ours and Identity.from_comment(settings.comment) is None:
         raise RefusedError(
             f"database {name!r} was not made by keikaku_snapshots",

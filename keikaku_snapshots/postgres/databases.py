@@ -28,7 +28,7 @@ from keikaku_snapshots.postgres.creation import (
     locale_options,
 )
 from keikaku_snapshots.postgres.identity import Identity, Kind, lock_key, sibling_name
-from keikaku_snapshots.postgres.leftovers import Leftover, leftovers, our_databases, sweep
+from keikaku_snapshots.postgres.leftovers import Leftover, leftovers, our_databases, sweep, unmarked
 from keikaku_snapshots.postgres.locks import (
     MAINTENANCE_DATABASE,
     TargetLock,
@@ -101,4 +101,5 @@ __all__ = [
     "try_lock",
     "uncopyable_settings",
     "unlock",
+    "unmarked",
 ]

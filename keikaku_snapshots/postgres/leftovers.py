@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from keikaku_snapshots.errors import AccessDeniedError, RefusedError
 from keikaku_snapshots.postgres.creation import drop
@@ -27,8 +27,6 @@ class Leftover:
     name: str
     #: What its comment says.
     identity: Identity
-    #: Bytes on disk; None where the role may not look.
-    size_bytes: int | None
     #: True while somebody holds the target's lock, or `keep_until` is to come.
     in_use: bool
 
@@ -43,25 +41,44 @@ def our_databases(connection: Connection, *, kinds: Collection[Kind] | None = No
     Returns:
         Databases by name.
     """
-    # By name too, because the size of a database is a look at each of its files.
+    # Not their sizes: the server drops some at this moment, and asking for the size of one that is gone is
+    # an error.
     names = ["keikaku\\_%"] if kinds is None else [f"keikaku\\_{kind}\\_%" for kind in kinds]
     rows = connection.execute(
         """
-        SELECT d.datname, pg_catalog.shobj_description(d.oid, 'pg_database'),
-               CASE WHEN pg_catalog.has_database_privilege(d.oid, 'CONNECT')
-                    THEN pg_catalog.pg_database_size(d.oid) END
+        SELECT d.datname, pg_catalog.shobj_description(d.oid, 'pg_database')
         FROM pg_catalog.pg_database d WHERE d.datname LIKE ANY (%s) ORDER BY 1
         """,
         (names,),
     ).fetchall()
     found = []
-    for name, comment, size in rows:
+    for name, comment in rows:
         identity = Identity.from_comment(comment)
         if identity is None or (kinds is not None and identity.kind not in kinds):
             continue
         in_use = identity.is_kept() or holder_of(connection, identity.target) is not None
-        found.append(Leftover(name, identity, size, in_use))
+        found.append(Leftover(name, identity, in_use))
     return found
+
+
+def unmarked(connection: Connection) -> list[str]:
+    """List the databases that are called like ours and do not say that they are.
+
+    A crash of the server in the moment in which it makes a database can leave one, between the
+    database and its mark. Nothing of ours ever drops them, because they may be somebody else's.
+
+    Args:
+        connection: The maintenance database.
+
+    Returns:
+        Their names.
+    """
+    rows = connection.execute(
+        "SELECT d.datname::text FROM pg_catalog.pg_database d WHERE d.datname ~ %s"
+        " AND pg_catalog.shobj_description(d.oid, 'pg_database') IS NULL ORDER BY 1",
+        (f"^keikaku_({'|'.join(get_args(Kind))})_",),
+    ).fetchall()
+    return [str(name) for (name,) in rows]
 
 
 def leftovers(connection: Connection, *, target: str | None = None) -> list[Leftover]:

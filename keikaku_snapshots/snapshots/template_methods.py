@@ -48,24 +48,32 @@ class TemplateMethods:
         ):
             return list_templates(admin)
 
-    def clear_templates(self) -> list[str]:
-        """Drop every template and spare on the server that the role may drop; snapshots stay.
+    def clear_templates(self, name: str | None = None, version: str | None = None) -> list[str]:
+        """Drop templates and spares on the server, as far as the role may; snapshots stay.
 
         The next restore of each snapshot loads its file again.
+
+        Args:
+            name: Only those made from the snapshot of this name, which may be deleted by now; all if None.
+            version: Only this version.
 
         Returns:
             Names of the dropped databases.
 
         Raises:
+            UsageError: A version without a name.
             ProtectedDatabaseError: The database looks like production.
             ConnectError: The server cannot be reached.
         """
+        from keikaku_snapshots.errors import UsageError
         from keikaku_snapshots.postgres.connect import translated
         from keikaku_snapshots.postgres.databases import clones_in_flight, connect_maintenance
         from keikaku_snapshots.snapshots.guards import check_protected
         from keikaku_snapshots.snapshots.templates import drop_databases, look
 
-        with self._audit.recording("clear_templates", None) as record:
+        if version is not None and name is None:
+            raise UsageError("a version needs the name of its snapshot")
+        with self._audit.recording("clear_templates", name, version=version) as record:
             check_protected(
                 self.url,
                 allow_protected=self._allow_protected,
@@ -76,7 +84,11 @@ class TemplateMethods:
                 connect_maintenance(self.url, maintenance=self._maintenance) as admin,
                 translated(self.url, "dropping templates"),
             ):
-                names = [one.template.database for one in look(admin)[0]]
+                names = [
+                    one.template.database
+                    for one in look(admin)[0]
+                    if _is_of(one.template.snapshot, name, version)
+                ]
                 # First the templates: afterwards nobody makes a spare of them.
                 dropped = drop_databases(admin, names)
                 deadline = time.monotonic() + _SPARE_WAIT_S
@@ -85,3 +97,9 @@ class TemplateMethods:
                 dropped += drop_databases(admin, look(admin)[1])
             record.note(dropped=dropped)
         return dropped
+
+
+def _is_of(snapshot: str, name: str | None, version: str | None) -> bool:
+    """Tell whether a template's mark (``NAME VERSION``) is meant."""
+    wanted = [one for one in (name, version) if one is not None]
+    return snapshot.split()[: len(wanted)] == wanted

@@ -21,6 +21,7 @@ import psycopg
 from keikaku_snapshots.errors import KeikakuError, RefusedError
 from keikaku_snapshots.postgres import databases
 from keikaku_snapshots.snapshots import templates
+from keikaku_snapshots.snapshots.template_sources import of_deleted_snapshots, source_facts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -210,7 +211,12 @@ class WarmSource:
         free_bytes = templates.free_disk_bytes(self._admin, self._url)
         if free_bytes is not None and free_bytes < size_bytes * _ROOM:
             return replace(built, reason="the server's disk has no room for a template")
-        facts = {"size_bytes": size_bytes, "warnings": list(built.warnings), "verified": [self._file]}
+        facts = {
+            "size_bytes": size_bytes,
+            "warnings": list(built.warnings),
+            "verified": [self._file],
+            **source_facts(self._opened.snapshot),
+        }
         mark = templates.new_mark(self._url.database, self._key, str(self._opened.snapshot), **facts)
         try:
             databases.terminate(self._admin, built.database)
@@ -241,7 +247,10 @@ class WarmSource:
             ours = next((one for one in found if one.template.key == self._key), None)
             if ours is not None:
                 templates.note_use(self._admin, ours, self._verified)
-                self._drop(self._too_much([one.template for one in found]))
+                others = [one for one in found if one is not ours]
+                gone = of_deleted_snapshots(others, self._opened.snapshot.path.parent)
+                self._drop([name for one in gone for name in (one.template.database, *one.spares)])
+                self._drop(self._too_much([one.template for one in found if one not in gone]))
                 self._leave_spares(ours)
             self._drop(orphans)
         except (KeikakuError, psycopg.Error) as error:

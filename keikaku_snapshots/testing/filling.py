@@ -97,6 +97,8 @@ class Filler:
             retention=RetentionPolicy(**dataclasses.asdict(settings.retention)),
             audit=settings.audit,
             latest=settings.latest,
+            templates=settings.templates,
+            spare=settings.spare,
         )
 
     def fill(

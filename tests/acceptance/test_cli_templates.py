@@ -12,6 +12,8 @@ from tests.integration import schemas
 from tests.integration.test_restore_in_place import SMALL
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from keikaku_snapshots.postgres.url import DatabaseURL
     from tests.acceptance.conftest import Command
     from tests.servers import Server
@@ -58,3 +60,56 @@ def test_templates_can_be_switched_off(command: Command, database: DatabaseURL) 
     assert "(swap: nobody else is connected)" in command("restore", "small", "--no-templates")[2]
     assert json.loads(command("templates", "list", "--json")[1]) == []
     assert command("restore", "small", "--no-templates", "--strategy", "template")[0] == 2
+
+
+def test_the_configuration_decides_what_a_restore_leaves(
+    command: Command, database: DatabaseURL, tmp_path: Path
+) -> None:
+    """Options of the library are keys of the file too; the command line wins."""
+    schemas.run(database, SMALL)
+    command("templates", "clear")
+    command("create", "small")
+    file = tmp_path / "own.yml"
+    file.write_text("templates: false\nkeep_old_minutes: 5\n", encoding="utf-8")
+    words = command("restore", "small", "--config", str(file))[2]
+    assert "(swap: nobody else is connected)" in words
+    assert "the replaced database is kept as keikaku_old_" in words
+    assert "(swap: cold: " in command("restore", "small", "--config", str(file), "--templates")[2]
+    file.write_text("spare: 1\n", encoding="utf-8")
+    assert "(template: warm: " in command("restore", "small", "--config", str(file))[2]
+    assert "(template: spare: " in command("restore", "small", "--spare", "0")[2]
+    assert "(swap: nobody" in command("restore", "small", "--config", str(file), "--no-templates")[2]
+
+
+def test_doctor_names_the_template_of_a_deleted_snapshot_and_drops_it(
+    command: Command, database: DatabaseURL
+) -> None:
+    """PEERS 9: it only takes disk; `templates clear NAME` is the other way."""
+    schemas.run(database, SMALL)
+    command("templates", "clear")
+    command("create", "small")
+    command("restore", "small")
+    (template,) = json.loads(command("templates", "list", "--json")[1])
+    assert "Templates: 1 with 0 spare" in command("doctor")[1]
+    assert command("delete", "small", "--all")[0] == 0
+    code, found, _ = command("doctor")
+    assert (code, f"Templates: of deleted snapshots: {template['database']}" in found) == (0, True)
+    assert f"Templates: dropped {template['database']}" in command("doctor", "--fix")[1]
+    assert "Templates: none" in command("doctor")[1]
+    assert command("templates", "clear", "--version", "1")[0] == 2
+    assert command("templates", "clear", "small")[2] == "nothing to drop\n"
+
+
+def test_doctor_names_a_database_that_a_crash_of_the_server_left_without_a_mark(
+    command: Command, database: DatabaseURL, server: Server
+) -> None:
+    """It may be somebody else's, so people drop it; `--fix` does not."""
+    name = f"keikaku_spare_{database.database}"
+    with server.admin() as admin:
+        admin.execute(f"CREATE DATABASE {name}")
+        told = f"called like ours, without our mark: {name}"
+        assert told in command("doctor", "--fix")[1]
+        assert told in command("doctor")[1]
+        admin.execute(f"COMMENT ON DATABASE {name} IS 'of the accountants'")
+        assert told not in command("doctor")[1]
+        admin.execute(f"DROP DATABASE {name}")

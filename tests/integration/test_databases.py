@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -333,6 +334,18 @@ def test_a_clone_has_everything_and_a_mark(database: DatabaseURL) -> None:
             for one in databases.our_databases(connection, kinds=["spare"])
             if one.identity.target == database.database
         ] == [name]
+
+
+def test_databases_that_are_dropped_meanwhile_do_not_end_the_listing(server: servers.Server) -> None:
+    """FAULTS 58: every restore and every run of the plugin lists while the server drops what others left."""
+    names = [databases.sibling_name("old", "dropped_meanwhile") for _ in range(12)]
+    with server.admin() as connection, server.admin() as dropping, ThreadPoolExecutor(1) as beside:
+        for name in names:
+            databases.create_scratch(connection, name, like="postgres", kind="old")
+        dropped = beside.submit(lambda: [databases.drop(dropping, name) for name in names])
+        while not dropped.done():
+            databases.our_databases(connection, kinds=("old",))
+        assert dropped.result() == [True] * len(names)
 
 
 def test_a_process_with_many_open_files_makes_databases_too(database: DatabaseURL) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -29,6 +30,7 @@ from tests.integration import schemas
 from tests.integration.test_restore_in_place import CHANGED, SMALL
 from tests.integration.test_restore_swap import siblings, wait_until_clean
 from tests.servers import connect
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -521,6 +523,72 @@ def test_a_spare_whose_template_was_replaced_is_dropped(server: Server, small: S
             assert time.monotonic() < deadline
             time.sleep(0.02)
         assert origin(small.restore_snapshot("small")) == "warm"
+
+
+def dropped_soon(server: Server, name: str) -> bool:
+    """Whether the server, to which it was left, drops this database."""
+    with server.admin() as admin:
+        with contextlib.suppress(AssertionError):
+            until(lambda: not databases.database_exists(admin, name))
+        return not databases.database_exists(admin, name)
+
+
+@pytest.mark.parametrize("how", ["deleted", "overwritten"])
+def test_the_next_restore_drops_the_template_of_a_snapshot_that_is_gone(
+    server: Server, small: SnapshotManager, how: str
+) -> None:
+    """PEERS 9: who deletes a snapshot wants its data gone; its spares go too."""
+    small.create_snapshot("other")
+    with with_spare(small) as manager:
+        manager.restore_snapshot("small")
+        (spare,) = wait_for_spare(manager)
+    template = only(small)
+    if how == "deleted":
+        small.delete_snapshot("small")
+    else:
+        version = small.get_snapshot("small").version
+        schemas.run(small.url, "INSERT INTO children SELECT 10000, 1")
+        small.create_snapshot("small", version=version, overwrite=True)
+    small.restore_snapshot("other")
+    assert dropped_soon(server, template.database)
+    assert dropped_soon(server, spare)
+    assert only(small).snapshot.startswith("other")
+
+
+def test_a_template_stays_as_long_as_anybody_may_need_it(
+    server: Server, small: SnapshotManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A renamed snapshot is the same; of other directories and hosts nobody knows here."""
+    small.create_snapshot("other")
+    small.restore_snapshot("small")
+    small.rename_snapshot("small", "renamed")
+    small.restore_snapshot("other")
+    assert origin(small.restore_snapshot("renamed")) == "warm"
+    with SnapshotManager(small.url, tmp_path / "elsewhere", minimum_free_mb=1) as elsewhere:
+        schemas.run(small.url, "CREATE TABLE elsewhere ()")
+        elsewhere.create_snapshot("small")
+        small.delete_snapshot("renamed")
+        elsewhere.restore_snapshot("small")
+    assert len(small.list_templates()) == 3
+    monkeypatch.setattr("socket.gethostname", lambda: "another host")
+    small.restore_snapshot("other")
+    assert len(small.list_templates()) == 3
+
+
+def test_clear_may_be_for_one_snapshot(small: SnapshotManager) -> None:
+    """By its name and version, which need not be there any more."""
+    small.clear_templates()
+    small.create_snapshot("other")
+    small.restore_snapshot("small")
+    small.restore_snapshot("other")
+    version = small.get_snapshot("small").version
+    small.delete_snapshot("small")
+    assert small.clear_templates("small", "20000101_000000") == []
+    assert small.clear_templates("smal") == []
+    assert len(small.clear_templates("small", version)) == 1
+    assert only(small).snapshot.startswith("other")
+    with pytest.raises(UsageError, match="name"):
+        small.clear_templates(version=version)
 
 
 def test_clear_drops_templates_and_spares_also_those_on_their_way(

@@ -123,6 +123,23 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path, text: str, problem: 
     assert problem in _problems(tmp_path, text)
 
 
+def test_spares_without_templates_are_a_problem(tmp_path: Path) -> None:
+    """A spare is a copy of a template."""
+    problems = _problems(tmp_path, "templates: false\nspare: 1")
+
+    assert problems == ["spare: must be 0 where templates is false, got 1"]
+
+
+def test_a_switch_is_read_from_the_environment(tmp_path: Path) -> None:
+    """As YAML writes it; other words are refused."""
+    none = tmp_path / "none.yml"
+    none.write_text("", encoding="utf-8")
+
+    assert not load_settings(none, {"KEIKAKU_TEMPLATES": "false"}).settings.templates
+    with pytest.raises(ConfigurationError, match="templates: must be true or false, got 'never'"):
+        load_settings(none, {"KEIKAKU_TEMPLATES": "never"})
+
+
 def test_a_scale_needs_exactly_one_size(tmp_path: Path) -> None:
     """A scale without a size, or with two, says nothing."""
     problems = _problems(tmp_path, "scales: {a: {}, b: {units: 1, offices: 2}, c: {units: 1}}")
