@@ -344,7 +344,7 @@ def test_databases_that_are_dropped_meanwhile_do_not_end_the_listing(server: ser
             databases.create_scratch(connection, name, like="postgres", kind="old")
         dropped = beside.submit(lambda: [databases.drop(dropping, name) for name in names])
         while not dropped.done():
-            databases.our_databases(connection, kinds=("old",))
+            databases.our_databases(connection, kinds=["old"])
         assert dropped.result() == [True] * len(names)
 
 
