@@ -1,7 +1,8 @@
-"""How many connections a server has left for us."""
+"""How many connections, and how many bytes of disk, a server has left for us."""
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, NamedTuple
 
 from keikaku_snapshots.errors import ConnectError
@@ -75,3 +76,26 @@ def check_free_connections(connection: Connection, url: DatabaseURL, jobs: int, 
         "(ロールやデータベースの接続上限も)を上げてください。",
         transient=jobs + beside <= limit,
     )
+
+
+def free_disk_bytes(connection: Connection) -> int | None:
+    """Ask how much of the server's disk is free.
+
+    Args:
+        connection: Any database of the server.
+
+    Returns:
+        Bytes; None for a server elsewhere, or a role that may not know where its data is.
+    """
+    host = connection.info.host
+    if host and not host.startswith("/") and host not in {"localhost", "127.0.0.1", "::1"}:
+        return None
+    row = connection.execute(
+        "SELECT setting FROM pg_catalog.pg_settings WHERE name = 'data_directory'"
+    ).fetchone()
+    if row is None or not row[0]:
+        return None
+    try:
+        return shutil.disk_usage(row[0]).free
+    except OSError:
+        return None  # in a container, for example

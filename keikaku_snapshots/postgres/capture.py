@@ -2,8 +2,9 @@
 
 Everything is in one schema of ours whose name is a parameter. Nothing there
 depends on an object of the user, so that the user may drop and alter whatever
-they like; a capture function that no longer fits its table leaves a mark and
-lets the statement pass.
+they like. A capture that is always on (rewind) lets every statement pass: a
+function that no longer fits its table leaves a mark. A strict one (patches)
+works for one session only and makes a statement fail that it cannot keep.
 
 What is kept of a table is a log. ``-`` is an old row as it was, ``=`` the
 same of a row whose key stayed, ``+`` a new row: its key, or in mode "images"
@@ -32,6 +33,8 @@ STYLES = {
     "extra_float_digits": "1",
     "lc_monetary": "C",
 }
+#: A strict capture met a changed key, or TRUNCATE.
+KEY_STATE, TRUNCATE_STATE = "KPT01", "KPT02"
 _STYLED = SEARCH_PATH + "".join(f" SET {name} = '{value}'" for name, value in STYLES.items())
 
 
@@ -41,19 +44,37 @@ class CaptureNames:
 
     #: The schema; triggers on the user's tables begin with its name too.
     schema: str
-    #: Key of the advisory lock that writers share and that waits for them: two numbers.
-    lock: tuple[int, int]
     #: SQL condition under which capture functions do their work.
     active: str
+    #: Key of the advisory lock that writers share and that waits for them, two numbers; None: no such lock.
+    lock: tuple[int, int] | None = None
+    #: What tells the objects of several captures in one schema apart, such as ``_0a1b2c``.
+    tag: str = ""
+    #: True: a statement that cannot be kept fails, so do TRUNCATE and changes of keys, and the log says which
+    #: transaction wrote it. False: every statement passes, and a failed capture leaves a mark.
+    is_strict: bool = False
 
     @property
     def lock_arguments(self) -> str:
         """The lock's key as SQL."""
-        return f"{self.lock[0]}, {self.lock[1]}"
+        return ", ".join(map(str, self.lock or ()))
+
+    @property
+    def counter(self) -> str:
+        """The sequence that numbers entries of the logs, as SQL."""
+        return f"{self.schema}.counter{self.tag}"
 
     def log(self, table: CapturedTable) -> str:
         """Return the log of a table, as SQL."""
-        return f"{self.schema}.undo_{table.number}"
+        return f"{self.schema}.undo{self.tag}_{table.number}"
+
+    def function(self, what: str, table: CapturedTable) -> str:
+        """Return a capture function of a table, as SQL."""
+        return f"{self.schema}.{what}{self.tag}_{table.number}"
+
+    def trigger(self, what: str) -> str:
+        """Return the name of a trigger."""
+        return f"{self.schema}{self.tag}_{what}"
 
 
 def literal(text: str) -> str:
@@ -118,7 +139,7 @@ def common_statements(names: CaptureNames) -> str:
     """
     schema = names.schema
     return (
-        f"CREATE SEQUENCE {schema}.counter;\n"
+        f"CREATE SEQUENCE {names.counter};\n"
         f"CREATE TABLE {schema}.broken (relation oid, state text, message text);\n"
         + function(
             f"{schema}.mark_broken",
@@ -147,15 +168,41 @@ def table_statements(names: CaptureNames, table: CapturedTable) -> str:
     Returns:
         SQL; every trigger takes a lock on its table that lets readers pass.
     """
+    return log_statements(names, table) + trigger_statements(names, table)
+
+
+def log_statements(names: CaptureNames, table: CapturedTable) -> str:
+    """Make the log of a table alone.
+
+    Args:
+        names: Names of the capture.
+        table: The table.
+
+    Returns:
+        SQL.
+    """
     columns = "".join(f", {column.kept} {column.kept_type}" for column in table.columns)
-    parts = [
-        f'CREATE TABLE {names.log(table)} (seq bigint, op "char"{columns});\n',
+    transaction = ", transaction xid8" if names.is_strict else ""
+    return (
+        f'CREATE TABLE {names.log(table)} (seq bigint, op "char"{transaction}{columns});\n'
         # A publication of all tables has ours too; the server would forbid to empty them.
-        f"ALTER TABLE {names.log(table)} REPLICA IDENTITY FULL;\n",
-        *_capture_functions(names, table),
-        *(_triggers(names, table, member) for member in table.members),
-    ]
-    return "".join(parts)
+        f"ALTER TABLE {names.log(table)} REPLICA IDENTITY FULL;\n"
+    )
+
+
+def trigger_statements(names: CaptureNames, table: CapturedTable) -> str:
+    """Make the capture functions of a table and the triggers on it and its partitions.
+
+    Args:
+        names: Names of the capture.
+        table: The table.
+
+    Returns:
+        SQL; every trigger takes a lock on its table that lets readers pass.
+    """
+    return "".join(_capture_functions(names, table)) + "".join(
+        _triggers(names, table, member) for member in table.members
+    )
 
 
 def _capture_functions(names: CaptureNames, table: CapturedTable) -> Iterable[str]:
@@ -170,18 +217,20 @@ def _capture_functions(names: CaptureNames, table: CapturedTable) -> Iterable[st
         }
     bodies["truncate"] = _truncate(names, table)
     for what, body in bodies.items():
-        yield function(f"{names.schema}.{what}_{table.number}", _guarded(names, body), settings=settings)
+        yield function(names.function(what, table), _guarded(names, body), settings=settings)
 
 
 def _guarded(names: CaptureNames, body: str) -> str:
-    """Let the application's statement pass whatever happens to ours.
+    """Let the application's statement pass whatever happens to ours, unless the capture is strict.
 
     The switch is read here and not in WHEN, which the server parses anew for each statement.
     """
+    # A column of the user may be called "new" or "tg_op".
+    head = f"#variable_conflict use_column\nBEGIN\nIF NOT ({names.active}) THEN RETURN NULL; END IF;\n"
+    if names.is_strict:
+        return f"{head}{body}\nRETURN NULL;\nEND"
     return (
-        # A column of the user may be called "new" or "tg_op".
-        f"#variable_conflict use_column\nBEGIN\nIF NOT ({names.active}) THEN RETURN NULL; END IF;\n"
-        f"BEGIN\n{body}\nEXCEPTION WHEN OTHERS THEN\n"
+        f"{head}BEGIN\n{body}\nEXCEPTION WHEN OTHERS THEN\n"
         f"  PERFORM {names.schema}.mark_broken(TG_RELID, SQLSTATE, SQLERRM);\nEND;\nRETURN NULL;\nEND"
     )
 
@@ -211,14 +260,23 @@ def _all_values(table: CapturedTable, source: str = "") -> str:
 
 
 def _next(names: CaptureNames) -> str:
-    return f"nextval('{names.schema}.counter'::regclass)"
+    return f"nextval('{names.counter}'::regclass)"
+
+
+def _head(names: CaptureNames, table: CapturedTable) -> str:
+    transaction = ", transaction" if names.is_strict else ""
+    return f"INSERT INTO {names.log(table)} (seq, op{transaction}{_all_columns(table)})"
+
+
+def _marks(names: CaptureNames, op: str) -> str:
+    """Values of the columns that stand before those of the user."""
+    # A subquery is asked once and not for each row.
+    transaction = ", (SELECT pg_current_xact_id())" if names.is_strict else ""
+    return f"{_next(names)}, {op}{transaction}"
 
 
 def _log_rows(names: CaptureNames, table: CapturedTable, op: str, rows: str, where: str = "") -> str:
-    return (
-        f"INSERT INTO {names.log(table)} (seq, op{_all_columns(table)})"
-        f" SELECT {_next(names)}, {op}{_all_values(table)} FROM {rows}{where};"
-    )
+    return f"{_head(names, table)} SELECT {_marks(names, op)}{_all_values(table)} FROM {rows}{where};"
 
 
 def _log_keys(names: CaptureNames, table: CapturedTable, where: str = "") -> str:
@@ -237,7 +295,12 @@ def _insert(names: CaptureNames, table: CapturedTable) -> str:
 
 def _update(names: CaptureNames, table: CapturedTable) -> str:
     if table.mode == "images":
-        return _log_rows(names, table, "'-'", "old_rows") + "\n" + _log_rows(names, table, "'+'", "new_rows")
+        return (
+            _refuse_other_keys(names, table)
+            + _log_rows(names, table, "'-'", "old_rows")
+            + "\n"
+            + _log_rows(names, table, "'+'", "new_rows")
+        )
     # IN and NOT IN of one side of the other are hashed, whatever the planner thinks of the number of rows.
     key = ", ".join(column.identifier for column in table.key_columns())
     stays = f"CASE WHEN ({key}) IN (SELECT {key} FROM new_rows) THEN '=' ELSE '-' END::\"char\""
@@ -248,20 +311,51 @@ def _update(names: CaptureNames, table: CapturedTable) -> str:
     )
 
 
+def _fixed_columns(table: CapturedTable) -> list[CapturedColumn]:
+    """Columns of which a strict capture keeps no change: what finds a row again, and what no UPDATE sets."""
+    key = table.key_columns()
+    return key + [column for column in table.columns if column.is_identity_always and column not in key]
+
+
+def _refuse_other_keys(names: CaptureNames, table: CapturedTable) -> str:
+    if not names.is_strict:
+        return ""
+    fixed = ", ".join(kept_value(column) for column in _fixed_columns(table))
+    return _raise_if(
+        f"EXISTS (SELECT {fixed} FROM new_rows EXCEPT SELECT {fixed} FROM old_rows)",
+        "a key or identity column of % was changed",
+        KEY_STATE,
+    )
+
+
+def _raise_if(condition: str, message: str, state: str) -> str:
+    return (
+        f"IF {condition} THEN\n  RAISE EXCEPTION {literal(message)}, TG_RELID::regclass"
+        f" USING ERRCODE = {literal(state)};\nEND IF;\n"
+    )
+
+
 def _by_row(names: CaptureNames, table: CapturedTable) -> str:
     def log(op: str, source: str) -> str:
-        return (
-            f"INSERT INTO {names.log(table)} (seq, op{_all_columns(table)})"
-            f" VALUES ({_next(names)}, {op}{_all_values(table, source)});"
-        )
+        return f"{_head(names, table)} VALUES ({_marks(names, op)}{_all_values(table, source)});"
 
     old, new = log("'-'", "OLD."), log("'+'", "NEW.")
-    return f"IF TG_OP <> 'INSERT' THEN {old} END IF;\nIF TG_OP <> 'DELETE' THEN {new} END IF;"
+    refused = ""
+    if names.is_strict:
+        was, now = (
+            ", ".join(kept_value(column, source) for column in _fixed_columns(table))
+            for source in ("OLD.", "NEW.")
+        )
+        changed = f"TG_OP = 'UPDATE' AND ROW({was}) IS DISTINCT FROM ROW({now})"
+        refused = _raise_if(changed, "a key or identity column of % was changed", KEY_STATE)
+    return f"{refused}IF TG_OP <> 'INSERT' THEN {old} END IF;\nIF TG_OP <> 'DELETE' THEN {new} END IF;"
 
 
 def _truncate(names: CaptureNames, table: CapturedTable) -> str:
+    if names.is_strict:
+        return _raise_if("true", "TRUNCATE of % cannot be taken back row by row", TRUNCATE_STATE)
     # The same function serves all partitions: each empties itself.
-    head = f"INSERT INTO {names.log(table)} (seq, op{_all_columns(table)})"
+    head = _head(names, table)
     values = f" SELECT {_next(names)}, '-'{_all_values(table)} FROM ONLY "
     return (
         "IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable')\n"
@@ -274,13 +368,16 @@ def _truncate(names: CaptureNames, table: CapturedTable) -> str:
 def _triggers(names: CaptureNames, table: CapturedTable, member: Member) -> str:
     """Triggers of one table; ALWAYS, because loaders that set session_replication_role must not escape."""
     target = member.identifier
-    schema, number = names.schema, table.number
-    made: dict[str, str] = {
-        "write": "BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {on} EXECUTE FUNCTION {schema}.begin_write()"
-    }
+    made: dict[str, str] = {}
+    if names.lock:
+        made["write"] = (
+            f"BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {target}"
+            f" EXECUTE FUNCTION {names.schema}.begin_write()"
+        )
     if table.is_inherited:
         made["row"] = (
-            "AFTER INSERT OR UPDATE OR DELETE ON {on} FOR EACH ROW EXECUTE FUNCTION {schema}.row_{number}()"
+            f"AFTER INSERT OR UPDATE OR DELETE ON {target} FOR EACH ROW"
+            f" EXECUTE FUNCTION {names.function('row', table)}()"
         )
     else:
         transitions = {
@@ -290,14 +387,15 @@ def _triggers(names: CaptureNames, table: CapturedTable, member: Member) -> str:
         }
         for what, referencing in transitions.items():
             made[what] = (
-                f"AFTER {what.upper()} ON {{on}} REFERENCING {referencing}"
-                f" EXECUTE FUNCTION {{schema}}.{what}_{{number}}()"
+                f"AFTER {what.upper()} ON {target} REFERENCING {referencing}"
+                f" EXECUTE FUNCTION {names.function(what, table)}()"
             )
-    if member.holds_rows:
-        made["write_truncate"] = "BEFORE TRUNCATE ON {on} EXECUTE FUNCTION {schema}.truncate_{number}()"
+    if member.holds_rows or names.is_strict:
+        made["write_truncate"] = (
+            f"BEFORE TRUNCATE ON {target} EXECUTE FUNCTION {names.function('truncate', table)}()"
+        )
     return "".join(
-        f"CREATE TRIGGER {schema}_{what} "
-        + text.format(on=target, schema=schema, number=number)
-        + f";\nALTER TABLE {target} ENABLE ALWAYS TRIGGER {schema}_{what};\n"
+        f"CREATE TRIGGER {names.trigger(what)} {text};\n"
+        f"ALTER TABLE {target} ENABLE ALWAYS TRIGGER {names.trigger(what)};\n"
         for what, text in made.items()
     )

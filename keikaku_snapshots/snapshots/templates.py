@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from keikaku_snapshots.postgres.connect import Connection
-    from keikaku_snapshots.postgres.url import DatabaseURL
     from keikaku_snapshots.snapshots.load import RoleRights
     from keikaku_snapshots.snapshots.manifest import Manifest
 
@@ -299,27 +297,6 @@ def byte_limit(free_bytes: int | None, templates: Iterable[Template]) -> int:
     if free_bytes is None:
         return MAX_BYTES
     return min(MAX_BYTES, (free_bytes + sum(one.total_bytes for one in templates)) // 3)
-
-
-def free_disk_bytes(admin: Connection, url: DatabaseURL) -> int | None:
-    """Ask how much of the server's disk is free.
-
-    Args:
-        admin: Any database of the server.
-        url: Where the server is.
-
-    Returns:
-        Bytes; None for a server elsewhere, or a role that may not know where its data is.
-    """
-    if not url.socket_directory and url.effective_host not in {"localhost", "127.0.0.1", "::1"}:
-        return None
-    row = admin.execute("SELECT setting FROM pg_catalog.pg_settings WHERE name = 'data_directory'").fetchone()
-    if row is None or not row[0]:
-        return None
-    try:
-        return shutil.disk_usage(row[0]).free
-    except OSError:
-        return None  # in a container, for example
 
 
 def drop_databases(admin: Connection, names: Iterable[str]) -> list[str]:

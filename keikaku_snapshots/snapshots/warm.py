@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from keikaku_snapshots.errors import KeikakuError, RefusedError
-from keikaku_snapshots.postgres import databases
+from keikaku_snapshots.postgres import capacity, databases
 from keikaku_snapshots.snapshots import templates
 from keikaku_snapshots.snapshots.template_sources import of_deleted_snapshots, source_facts
 
@@ -208,7 +208,7 @@ class WarmSource:
     def _keep(self, built: Beside) -> Beside:
         """Make the new database the template, and a clone of it what is put in place."""
         size_bytes = self._size(built.database)
-        free_bytes = templates.free_disk_bytes(self._admin, self._url)
+        free_bytes = capacity.free_disk_bytes(self._admin)
         if free_bytes is not None and free_bytes < size_bytes * _ROOM:
             return replace(built, reason="the server's disk has no room for a template")
         facts = {
@@ -282,7 +282,7 @@ class WarmSource:
         """Least recently used templates beyond count and bytes, with their spares."""
         if len(present) < 2:
             return []
-        free_bytes = templates.free_disk_bytes(self._admin, self._url)
+        free_bytes = capacity.free_disk_bytes(self._admin)
         doomed = templates.to_drop(present, self._name, limit_bytes=templates.byte_limit(free_bytes, present))
         return [name for one in doomed for name in (one.database, *one.spares)]
 

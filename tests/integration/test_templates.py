@@ -22,8 +22,8 @@ from keikaku_snapshots.errors import (
     UnsafeRestoreError,
     UsageError,
 )
-from keikaku_snapshots.postgres import databases
-from keikaku_snapshots.snapshots import templates, warm
+from keikaku_snapshots.postgres import capacity, databases
+from keikaku_snapshots.snapshots import warm
 from keikaku_snapshots.snapshots.reading import OpenSnapshot
 from tests import servers
 from tests.integration import schemas
@@ -434,7 +434,7 @@ def test_no_template_is_made_where_the_disk_has_no_room_for_it(
     small: SnapshotManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RECIPES 3.7: a template and its clone must fit."""
-    monkeypatch.setattr(templates, "free_disk_bytes", lambda *_: 1_000_000)
+    monkeypatch.setattr(capacity, "free_disk_bytes", lambda *_: 1_000_000)
     assert "no room for a template" in small.restore_snapshot("small").reason
     assert small.list_templates() == []
 
