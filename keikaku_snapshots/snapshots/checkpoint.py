@@ -37,10 +37,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: Key of the advisory lock that writers share: "kei-" and "rewi" in ASCII, roughly.
+LOCK = (1_802_202_477, 1_919_252_341)
 #: What everything of ours in the database is called.
 NAMES = CaptureNames(
     schema="keikaku_rewind",
-    lock=(1_802_202_477, 1_919_252_341),  # "kei-" and "rewi" in ASCII, roughly
+    lock=LOCK,
     active="pg_catalog.current_setting('keikaku.rewinding', true) IS DISTINCT FROM 'on'",
 )
 #: Comment of the schema, which makes it ours; the number is the layout.
@@ -178,11 +180,11 @@ def _patiently(connection: Connection, url: DatabaseURL, work: Callable[[], T], 
             if error.sqlstate not in _BUSY:
                 raise
             if time.monotonic() >= deadline:
-                raise in_the_way(url, NAMES.lock, wait_s, tables=True) from error
+                raise in_the_way(url, LOCK, wait_s, tables=True) from error
 
 
 def _lock_writers(connection: Connection) -> None:
-    connection.execute("SELECT pg_catalog.pg_advisory_xact_lock(%s, %s)", list(NAMES.lock))
+    connection.execute("SELECT pg_catalog.pg_advisory_xact_lock(%s, %s)", list(LOCK))
 
 
 def _arm(

@@ -12,7 +12,7 @@ from keikaku_snapshots.errors import KeikakuError, UnsafeRestoreError
 from keikaku_snapshots.postgres.capture import STYLES
 from keikaku_snapshots.postgres.capture_owner import THOROUGH_STATE
 from keikaku_snapshots.postgres.connect import connect, translate
-from keikaku_snapshots.snapshots.checkpoint import NAMES
+from keikaku_snapshots.snapshots.checkpoint import LOCK
 from keikaku_snapshots.snapshots.rewind_functions import RESTLESS_STATE, STALE_STATE
 from keikaku_snapshots.snapshots.rewind_stale import explain_stale, known_snapshot
 from keikaku_snapshots.snapshots.rewind_waiting import in_the_way
@@ -181,7 +181,7 @@ class Rewinder:
 
     def _explained(self, error: psycopg.Error, wait_s: float) -> KeikakuError:
         if error.sqlstate in _BUSY:
-            return in_the_way(self._url, NAMES.lock, wait_s, tables=False)
+            return in_the_way(self._url, LOCK, wait_s, tables=False)
         state = error.sqlstate or ""
         if state == STALE_STATE or state.startswith(("42", "3F")):
             found = explain_stale(self._url)
