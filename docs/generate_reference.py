@@ -129,13 +129,18 @@ def command_line_page() -> str:
     context = click.Context(keikaku, info_name="keikaku")
     for name in COMMANDS:
         command = keikaku.get_command(context, name)
-        if isinstance(command, click.Group):
-            lines += [f"## keikaku {name}", "", *_help_text(command), ""]
-            for child in command.commands.values():
-                lines += _command_section(f"keikaku {name} {child.name}", child, "###")
-        elif command is not None:
-            lines += _command_section(f"keikaku {name}", command, "##")
+        if command is not None:
+            lines += _command_or_group(f"keikaku {name}", command, "##")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _command_or_group(title: str, command: click.Command, level: str) -> list[str]:
+    if not isinstance(command, click.Group):
+        return _command_section(title, command, level)
+    lines = [f"{level} {title}", "", *_help_text(command), ""]
+    for child in command.commands.values():
+        lines += _command_or_group(f"{title} {child.name}", child, level + "#")
+    return lines
 
 
 def _some_command() -> Command:

@@ -50,6 +50,7 @@ COMMANDS = {
         "check",
         "Look whether the newest snapshot is fresh and large enough, for monitoring.",
     ),
+    "patch": ("patch", "patch", "Change live data in small, verified, reversible batches."),
     "perf": ("perf", "perf", "Measure generation, restore and a workload; compare two reports."),
     "doctor": ("doctor", "doctor", "Check tools, server, rights and disk; say what to do."),
     "server": ("server", "server", "Start, stop and look at the embedded PostgreSQL."),

@@ -93,8 +93,11 @@ class Session:
         self.output.hide_by(url.redact)
         return url
 
-    def require_database(self) -> None:
+    def require_database(self, why: str = "") -> None:
         """Refuse to fall back to the embedded server: it is used only when --embedded says so.
+
+        Args:
+            why: Why not, when the command does not run unattended.
 
         Raises:
             NoDatabaseError: No database is named.
@@ -104,7 +107,8 @@ class Session:
         if not self._options.get("embedded") and self.named_url is None:
             raise NoDatabaseError(
                 "no database is named",
-                found="this command runs unattended, so an unset variable must never mean an empty database",
+                found=why
+                or "this command runs unattended, so an unset variable must never mean an empty database",
             )
 
     def _embedded_url(self) -> DatabaseURL:

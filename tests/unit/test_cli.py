@@ -57,11 +57,15 @@ def _all_commands() -> dict[str, click.Command]:
     for name in COMMANDS:
         command = keikaku.get_command(context, name)
         assert command is not None
-        if isinstance(command, click.Group):
-            found |= {f"{name} {child}": inner for child, inner in command.commands.items()}
-        else:
-            found[name] = command
+        found |= _leaves(name, command)
     return found
+
+
+def _leaves(name: str, command: click.Command) -> dict[str, click.Command]:
+    if not isinstance(command, click.Group):
+        return {name: command}
+    inner = [_leaves(f"{name} {child}", one) for child, one in command.commands.items()]
+    return {leaf: one for part in inner for leaf, one in part.items()}
 
 
 def _error_classes(kind: type[errors.KeikakuError] = errors.KeikakuError) -> list[type[errors.KeikakuError]]:

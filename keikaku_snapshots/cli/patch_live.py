@@ -1,0 +1,117 @@
+"""`keikaku patch status` while a run goes: a bar that lives on a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from keikaku_snapshots.cli.patch_words import (
+    is_resting,
+    left_s,
+    progress_line,
+    progress_parts,
+    share_done,
+    short,
+    state_text,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rich.console import RenderableType
+
+    from keikaku_snapshots.cli.output import Output
+    from keikaku_snapshots.patches.execution import Execution
+
+#: Seconds between two looks at the records.
+LOOK_S = 0.5
+#: Longest silence without a terminal, in seconds.
+LINE_S = 10.0
+
+
+def follow(
+    output: Output,
+    look: Callable[[], Sequence[tuple[Execution, int]]],
+    *,
+    fancy: bool,
+) -> Sequence[Execution]:
+    """Show runs until each of them is over or rests.
+
+    Args:
+        output: Where to.
+        look: Reads them anew, each with the resident memory of its process.
+        fancy: Bars on the terminal, else lines.
+
+    Returns:
+        The runs as they were at the last look.
+    """
+    if not fancy:
+        return _follow_in_lines(output, look)
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(console=Console(stderr=True), refresh_per_second=8, transient=True) as live:
+        while True:
+            seen = look()
+            live.update(_picture(seen))
+            if not any(_works(execution) for execution, _ in seen):
+                break
+            time.sleep(LOOK_S)
+    return [execution for execution, _ in seen]
+
+
+def _works(execution: Execution) -> bool:
+    return not execution.is_over and not is_resting(execution)
+
+
+def _follow_in_lines(
+    output: Output, look: Callable[[], Sequence[tuple[Execution, int]]]
+) -> Sequence[Execution]:
+    said: dict[Any, tuple[str, float]] = {}
+    while True:
+        seen = look()
+        for execution, memory_bytes in seen:
+            state, at = said.get(execution.execution_id, ("", 0.0))
+            now = time.monotonic()
+            if state_text(execution) != state or now - at >= LINE_S:
+                said[execution.execution_id] = (state_text(execution), now)
+                output.data(progress_line(execution, memory_bytes))
+        if not any(_works(execution) for execution, _ in seen):
+            return [execution for execution, _ in seen]
+        time.sleep(LOOK_S)
+
+
+def _picture(seen: Sequence[tuple[Execution, int]]) -> RenderableType:
+    """A bar with what belongs to it for each run."""
+    from rich.console import Group
+
+    return Group(*(part for execution, memory_bytes in seen for part in _bar(execution, memory_bytes)))
+
+
+def _bar(execution: Execution, memory_bytes: int) -> list[RenderableType]:
+    from rich.progress_bar import ProgressBar
+    from rich.spinner import Spinner
+    from rich.table import Table
+    from rich.text import Text
+
+    share, left = share_done(execution), left_s(execution)
+    head = Table.grid(padding=(0, 1))
+    bar = ProgressBar(
+        total=None if share is None else 1.0, completed=share or 0.0, width=24, pulse=share is None
+    )
+    head.add_row(
+        Spinner("dots") if _works(execution) else Text("•"),
+        Text(f"{execution.patch_name} {short(execution)}", style="bold"),
+        bar,
+        Text("" if share is None else f"{share:4.0%}", style="cyan"),
+        Text("" if left is None else f"{_clock(left)} left"),
+    )
+    words = " · ".join([state_text(execution), *progress_parts(execution, memory_bytes)])
+    bad = execution.inconsistent_records > 0
+    return [head, Text("  " + words, style="yellow" if bad else "")]
+
+
+def _clock(seconds: float) -> str:
+    whole = int(seconds + 0.5)
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
