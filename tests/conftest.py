@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -30,6 +31,7 @@ PERFORMANCE = pytest.StashKey[dict[str, str]]()
 _PERFORMANCE_NAMES = ("PERF_TEST_SCALE", "PERFORMANCE_TEST_DATABASE_URL", "TEST_DATABASE_URL")
 _SCRUBBED = re.compile(
     r"PG[A-Z]+|PSQL\w*|KEIKAKU_\w+|\w*DATABASE_URL|PERF_TEST_SCALE|NO_COLOR|FORCE_COLOR|COLUMNS"
+    r"|PYTHONDONTWRITEBYTECODE"
 )
 
 # How long an example takes depends on what else the machine does.
@@ -50,6 +52,8 @@ def pytest_configure(config: pytest.Config) -> None:
     }
     for name in [name for name in os.environ if _SCRUBBED.fullmatch(name)]:
         del os.environ[name]
+    # Else each worker compiles all tests again, and hundreds of child processes the package.
+    sys.dont_write_bytecode = False
     if not hasattr(config, "workerinput"):
         _take_signals()
     given = workers.get("servers")
