@@ -11,12 +11,12 @@ frozen dataclasses only.
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from keikaku_snapshots.config_reading import find_file, read_file, refusal, suggestion, validate
 from keikaku_snapshots.config_schema import (
     GenerateSettings,
     RetentionSettings,
@@ -28,12 +28,10 @@ from keikaku_snapshots.config_schema import (
     schema,
     variable_of,
 )
-from keikaku_snapshots.errors import ConfigurationError, NoDatabaseError
+from keikaku_snapshots.errors import NoDatabaseError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from pydantic_core import ErrorDetails
+    from collections.abc import Mapping
 
 __all__ = [
     "DATABASE_VARIABLES",
@@ -58,7 +56,18 @@ DEFAULT_FILES = (Path("keikaku.yml"), Path("config/keikaku.yml"))
 
 #: Variables of ours that are no settings; anything else beginning with
 #: ``KEIKAKU_`` is reported, because a misspelt setting would be silent.
-OTHER_VARIABLES = frozenset({"KEIKAKU_DB_URL", "KEIKAKU_CONFIG", "KEIKAKU_LANG"})
+OTHER_VARIABLES = frozenset(
+    {
+        "KEIKAKU_DB_URL",
+        "KEIKAKU_CONFIG",
+        "KEIKAKU_LANG",
+        "KEIKAKU_PATCH_CONFIG",
+        "KEIKAKU_AUDIT_KEY",
+        "KEIKAKU_AUDIT_OLD_KEYS",
+        "KEIKAKU_SLACK_URL",
+        "KEIKAKU_EMAIL_URL",
+    }
+)
 
 #: Variables for the test suite and the benchmarks, never read here.
 FOREIGN_PREFIXES = ("KEIKAKU_TEST_", "KEIKAKU_BENCH_")
@@ -92,19 +101,27 @@ def load_settings(path: Path | str | None = None, environment: Mapping[str, str]
             of them are listed with their paths.
     """
     environment = os.environ if environment is None else environment
-    file = _find_file(path, environment)
+    file = find_file(
+        path,
+        environment,
+        variable="KEIKAKU_CONFIG",
+        option="--config",
+        default_files=DEFAULT_FILES,
+    )
     problems: list[str] = []
-    data = _read_file(file, problems) if file else {}
+    data = read_file(file, problems) if file else {}
     overrides, warnings = _from_environment(environment, problems)
     if not data and not overrides and not problems:
         return Loaded(Settings(), file, tuple(warnings))
-    settings = _validate(_merge(data, overrides), overrides, problems)
+    merged = _merge(data, overrides)
+    settings = validate(
+        Settings, merged, problems, lambda path: f" (from {variable_of(path)})" if path in overrides else ""
+    )
+    _check_scales(merged.get("scales"), problems)
+    if settings is not None:
+        _check_together(settings, problems)
     if problems or settings is None:
-        source = str(file) if file else "the environment"
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise ConfigurationError(
-            f"the configuration in {source} has {count}", found="\n".join(problems), problems=problems
-        )
+        raise refusal(problems, str(file) if file else "the environment")
     return Loaded(settings, file, tuple(warnings))
 
 
@@ -144,64 +161,6 @@ def find_database_url(
     return None
 
 
-def _find_file(path: Path | str | None, environment: Mapping[str, str]) -> Path | None:
-    named = path if path is not None else environment.get("KEIKAKU_CONFIG")
-    if named is not None:
-        if not Path(named).is_file():
-            raise ConfigurationError(
-                "the configuration file does not exist",
-                found=f"looked for {str(named)!r}",
-                hint="Correct --config or KEIKAKU_CONFIG, or leave it out to use the defaults.",
-            )
-        return Path(named)
-    return next((file for file in DEFAULT_FILES if file.is_file()), None)
-
-
-def _read_file(file: Path, problems: list[str]) -> dict[str, Any]:
-    import yaml
-
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError("the configuration file cannot be read", found=f"{file}: {error}") from error
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        _report_duplicates(node, "", problems)
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise ConfigurationError(
-            "the configuration file is no YAML",
-            found=f"{file}: {place}{getattr(error, 'problem', None) or type(error).__name__}",
-            hint="Correct the line named above; indent with spaces, not tabs.",
-        ) from error
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        problems.append(f"(top level): must be keys and values, got {_shown(data)}")
-        return {}
-    return data
-
-
-def _report_duplicates(node: Any, path: str, problems: list[str]) -> None:
-    """Find keys that stand twice; YAML itself would silently keep the last."""
-    pairs = getattr(node, "value", None)
-    if getattr(node, "id", "") == "sequence":
-        for index, child in enumerate(pairs or []):
-            _report_duplicates(child, f"{path}[{index}].", problems)
-    if getattr(node, "id", "") != "mapping":
-        return
-    seen: dict[str, int] = {}
-    for key, value in pairs or []:
-        name = str(key.value)
-        line = key.start_mark.line + 1
-        if name in seen:
-            problems.append(f"{path}{name}: stands twice, in line {seen[name]} and line {line}")
-        seen.setdefault(name, line)
-        _report_duplicates(value, f"{path}{name}.", problems)
-
-
 def _from_environment(
     environment: Mapping[str, str], problems: list[str]
 ) -> tuple[dict[str, str], list[str]]:
@@ -221,7 +180,7 @@ def _from_environment(
             and name not in OTHER_VARIABLES
             and not name.startswith(FOREIGN_PREFIXES)
         ):
-            warnings.append(f"the variable {name} is unknown and has no effect{_suggestion(name, known)}")
+            warnings.append(f"the variable {name} is unknown and has no effect{suggestion(name, known)}")
     return found, warnings
 
 
@@ -253,29 +212,6 @@ def _environment_value(text: str, expected: str) -> Any:
         return text
 
 
-def _validate(data: dict[str, Any], overrides: Mapping[str, str], problems: list[str]) -> Settings | None:
-    import json
-
-    from pydantic import TypeAdapter, ValidationError
-
-    # Strict JSON mode: lists become tuples and texts paths, but "3" is no
-    # integer and true is no number.
-    before = len(problems)
-    text = json.dumps(_json_ready(data, "", problems))
-    if len(problems) > before:
-        text = "{}"
-    try:
-        settings = TypeAdapter(Settings).validate_json(text, strict=True)
-    except ValidationError as error:
-        details = error.errors(include_url=False, include_context=False)
-        problems.extend(_sentence(detail, overrides) for detail in details)
-        _check_scales(data.get("scales"), problems)
-        return None
-    _check_scales(data.get("scales"), problems)
-    _check_together(settings, problems)
-    return settings
-
-
 def _check_together(settings: Settings, problems: list[str]) -> None:
     """Find what no single value shows."""
     problems.extend(
@@ -297,60 +233,3 @@ def _check_scales(scales: Any, problems: list[str]) -> None:
     for name, scale in scales.items() if isinstance(scales, dict) else ():
         if isinstance(scale, dict) and (scale.get("offices") is None) == (scale.get("units") is None):
             problems.append(f"scales.{name}: needs one of offices and units")
-
-
-def _json_ready(data: Any, path: str, problems: list[str]) -> Any:
-    """Make what YAML knows and JSON does not into text; numbers that no limit can hold are problems."""
-    if isinstance(data, dict):
-        return {
-            str(key): _json_ready(value, f"{path}.{key}".lstrip("."), problems) for key, value in data.items()
-        }
-    if isinstance(data, list):
-        return [_json_ready(value, f"{path}.{index}", problems) for index, value in enumerate(data)]
-    if isinstance(data, float) and not math.isfinite(data):
-        problems.append(f"{path}: must be a finite number, got {data}")
-        return None
-    return data if isinstance(data, str | int | float | bool | None) else str(data)
-
-
-def _sentence(detail: ErrorDetails, overrides: Mapping[str, str]) -> str:
-    location = [
-        str(part) for part in detail["loc"] if not str(part).startswith(("function-", "constrained-"))
-    ]
-    path = ".".join(location)
-    source = f" (from {variable_of(path)})" if path in overrides else ""
-    fields = {item.path: item for item in schema()}
-    if detail["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
-        *groups, name = location
-        prefix = "".join(group + "." for group in _without_names(groups))
-        known = [known[len(prefix) :] for known in fields if known.startswith(prefix)]
-        return f"{path}: unknown key{_suggestion(name, [key for key in known if '.' not in key])}"
-    # The innermost setting that is known: an item of a list is not, its list is.
-    known_path = _without_names(location)
-    while known_path and ".".join(known_path) not in fields:
-        known_path.pop()
-    expected = fields[".".join(known_path)].expected if known_path else "keys and values"
-    if expected in {"a group", "a table"}:
-        expected = "keys and values"
-    expected = expected.removesuffix(" or null")
-    return f"{path}: must be {expected}, got {_shown(detail['input'])}{source}"
-
-
-def _without_names(location: list[str]) -> list[str]:
-    """Put NAME where the user's own names stand, as `schema` does."""
-    if len(location) > 1 and location[0] == "scales":
-        return ["scales", "NAME", *location[2:]]
-    return location
-
-
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    limit = 80
-    return text if len(text) <= limit else text[:limit] + "…"

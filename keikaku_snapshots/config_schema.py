@@ -15,10 +15,14 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt  # a dependency of pydantic, part of its interface
+from annotated_types import Ge, Gt, Le  # a dependency of pydantic, part of its interface
 
 if typing.TYPE_CHECKING:
     from collections.abc import Iterator
+
+#: Stands in a path for a name that the user gives, and for the number of an item of a list.
+NAME = "NAME"
+NUMBER = "N"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,20 +195,37 @@ def schema(kind: type = Settings, prefix: str = "") -> Iterator[SchemaField]:
     hints = typing.get_type_hints(kind, include_extras=True)
     for item in dataclasses.fields(kind):
         hint, path = hints[item.name], prefix + item.name
-        if dataclasses.is_dataclass(hint):
-            yield SchemaField(path, "a group", "", meanings[item.name], "")
-            yield from schema(typing.cast("type", hint), path + ".")
-        elif typing.get_origin(hint) is dict:
-            values = typing.get_args(hint)[1]
-            expected = (
-                "a table" if dataclasses.is_dataclass(values) else f"names, each with {_expected(values)}"
-            )
-            yield SchemaField(path, expected, "{}", meanings[item.name], "")
-            if dataclasses.is_dataclass(values):
-                yield from schema(typing.cast("type", values), path + ".NAME.")
+        expected, members, below = _group_of(hint)
+        if expected:
+            default = "" if dataclasses.is_dataclass(hint) else _as_yaml(_default_of(item))
+            yield SchemaField(path, expected, default, meanings[item.name], "")
+            if members is not None:
+                yield from schema(members, f"{path}.{below}")
         else:
-            variable = "" if ".NAME." in path else variable_of(path)
-            yield SchemaField(path, _expected(hint), _as_yaml(item.default), meanings[item.name], variable)
+            is_settable = kind.__module__ == __name__ and f".{NAME}." not in path
+            variable = variable_of(path) if is_settable else ""
+            default = _as_yaml(_default_of(item))
+            yield SchemaField(path, _expected(hint), default, meanings[item.name], variable)
+
+
+def _group_of(hint: Any) -> tuple[str, type | None, str]:
+    """What a type that holds further keys takes, in words, and what they are; empty for a single value."""
+    if dataclasses.is_dataclass(hint):
+        return "a group", typing.cast("type", hint), ""
+    if typing.get_origin(hint) is dict:
+        values = typing.get_args(hint)[1]
+        if dataclasses.is_dataclass(values):
+            return "a table", typing.cast("type", values), f"{NAME}."
+        return f"names, each with {_expected(values)}", None, ""
+    if typing.get_origin(hint) is tuple and dataclasses.is_dataclass(items := typing.get_args(hint)[0]):
+        return "a list of groups", typing.cast("type", items), f"{NUMBER}."
+    return "", None, ""
+
+
+def _default_of(item: dataclasses.Field[Any]) -> Any:
+    if item.default_factory is not dataclasses.MISSING:
+        return item.default_factory()
+    return item.default
 
 
 def variable_of(path: str) -> str:
@@ -220,23 +241,34 @@ def _expected(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
-        return "a list of texts"
+        item = typing.get_args(hint)[0]
+        words = ", ".join(typing.get_args(item)) if typing.get_origin(item) is Literal else "texts"
+        return f"a list of {words}"
     if typing.get_origin(hint) is Annotated:
         base, *limits = typing.get_args(hint)
         word = "integer" if base is int else "number"
+        most = "".join(f" up to {limit.le}" for limit in limits if isinstance(limit, Le))
         if any(isinstance(limit, Gt) for limit in limits):
-            return f"a positive {word}"
-        return "an integer of 0 or more" if base is int else "a number of 0 or more"
-    return {Path: "a path", str: "a text", bool: "true or false"}[hint]
+            return f"a positive {word}{most}"
+        return (f"an {word}" if base is int else f"a {word}") + f" of 0 or more{most}"
+    return {Path: "a path", str: "a text", bool: "true or false", object: "any value"}[hint]
 
 
 def _as_yaml(default: Any) -> str:
+    if default is dataclasses.MISSING:
+        return ""
     if default is None:
         return "null"
     if isinstance(default, bool):
         return str(default).lower()
     if isinstance(default, tuple):
-        return "[" + ", ".join(map(str, default)) + "]"
+        return "[" + ", ".join(map(_as_yaml, default)) + "]"
+    if isinstance(default, dict):
+        return "{" + ", ".join(default) + "}"
+    if dataclasses.is_dataclass(default):
+        pairs = {item.name: getattr(default, item.name) for item in dataclasses.fields(default)}
+        shown = [f"{name}: {_as_yaml(value)}" for name, value in pairs.items() if value is not None]
+        return "{" + ", ".join(shown) + "}"
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 
