@@ -117,6 +117,18 @@ CREATE TABLE IF NOT EXISTS {SCHEMA}.heartbeat (
   backend_pid integer NOT NULL,
   memory_bytes bigint NOT NULL DEFAULT 0
 );
+CREATE TABLE IF NOT EXISTS {SCHEMA}.schedule (
+  entry text PRIMARY KEY,
+  patch_name text NOT NULL,
+  cron text NOT NULL,
+  time_zone text NOT NULL,
+  handled_until timestamptz NOT NULL,
+  due_at timestamptz,
+  claimed_at timestamptz,
+  is_begun boolean NOT NULL DEFAULT true,
+  outcome text NOT NULL DEFAULT '',
+  execution_id uuid
+);
 CREATE TABLE IF NOT EXISTS {SCHEMA}.outbox (
   number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   execution_id uuid NOT NULL,

@@ -17,7 +17,14 @@ ROOMS = {"snapshots", "datasets", "patches"}
 DOORS = {"cli", "generate", "perf", "operations", "pytest_plugin", "testing", "__main__"}
 #: Each part may import the parts of lower rank, and itself.
 RANK = {"errors": 0, "progress": 0, "pages": 0, "_launcher": 0, "_running": 1, "_process": 1, "postgres": 2}
-CONFIG = {"config", "config_schema", "config_reading", "config_patches", "config_patches_schema"}
+CONFIG = {
+    "config",
+    "config_schema",
+    "config_reading",
+    "config_patches",
+    "config_patches_checks",
+    "config_patches_schema",
+}
 RANK |= dict.fromkeys(ROOMS, 3) | dict.fromkeys(CONFIG, 4) | dict.fromkeys(DOORS, 5)
 
 #: Packages that cost tens of milliseconds; only inside functions, except where named.
