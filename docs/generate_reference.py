@@ -20,6 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
 import reference_api
 import reference_errors
+import reference_patches
 
 from keikaku_snapshots.cli import COMMANDS, keikaku
 from keikaku_snapshots.cli.session import Command
@@ -61,6 +62,7 @@ def pages() -> dict[str, str]:
         "errors.md": HEAD + reference_errors.page(),
         "command-line.md": HEAD + command_line_page(),
         "configuration.md": HEAD + configuration_page(),
+        "data_patches.md": HEAD + reference_patches.page(),
         "pytest-plugin.md": HEAD + pytest_plugin_page(),
         "faults.md": HEAD + faults_page(),
     }
