@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
 
-from keikaku_snapshots.errors import AuditError
 from keikaku_snapshots.patches.audit import AuditLog
 from keikaku_snapshots.patches.records import ensure_schema
 from keikaku_snapshots.patches.settings import AuditSettings
@@ -124,4 +123,4 @@ def test_tampering_is_found_with_its_line(
     run(url, statement)
 
     problems = log.verify()
-    assert [problem.number for problem in problems][0] == number
+    assert next(problem.number for problem in problems) == number
