@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from keikaku_snapshots.patches.context import PatchContext, StepContext
     from keikaku_snapshots.patches.definition import RowPatch, SqlPatch, StepPatch, data_patch
     from keikaku_snapshots.patches.execution import Execution
+    from keikaku_snapshots.patches.executor import DataPatchExecutor
     from keikaku_snapshots.patches.registry import DataPatchRegistry
     from keikaku_snapshots.patches.settings import EngineSettings, PatchSettings
 
 __all__ = [
+    "DataPatchExecutor",
     "DataPatchRegistry",
     "Delete",
     "EngineSettings",
@@ -43,6 +45,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "DataPatchExecutor": "executor",
     "DataPatchRegistry": "registry",
     "Delete": "changes",
     "EngineSettings": "settings",

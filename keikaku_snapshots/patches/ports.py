@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
@@ -72,7 +71,5 @@ class Undo(Protocol):
 Notify: TypeAlias = "Callable[[Connection, Execution, str, dict[str, Any]], None]"
 #: Writes a line into the audit log: event, facts.
 Audit: TypeAlias = Callable[[str, dict[str, Any]], None]
-#: Tells when the maintenance window that is open at a time ends; None when none is open then.
-WindowClosesAt: TypeAlias = Callable[[datetime], "datetime | None"]
 #: Dumps tables in a way that can be restored, checks the dump and tells where it lies.
 Backup: TypeAlias = "Callable[[UUID, Sequence[str]], str]"

@@ -13,7 +13,7 @@ from keikaku_snapshots.patches.execution import Execution
 from keikaku_snapshots.patches.records_schema import SCHEMA, STATEMENTS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -141,22 +141,25 @@ def lease_lost(execution_id: UUID) -> LeaseLostError:
     )
 
 
-def take_lease(connection: Connection, execution_id: UUID) -> Execution:
+def take_lease(connection: Connection, execution: Execution) -> Execution:
     """Become the only worker that may go on with an execution; waits for a batch that is being committed.
 
     Args:
         connection: The database.
-        execution_id: Which one.
+        execution: The execution as it was last read.
 
     Returns:
-        The execution with its new token.
+        The execution as it is now, with a new token.
+
+    Raises:
+        LeaseLostError: Somebody else has taken it over since it was read.
     """
-    query = sql.SQL("UPDATE {} SET lease_token = nextval({}) WHERE execution_id = %s RETURNING {}").format(
-        _TABLE, sql.Literal(f"{SCHEMA}.lease"), _ALL
-    )
-    row = connection.execute(query, [execution_id]).fetchone()
+    query = sql.SQL(
+        "UPDATE {} SET lease_token = nextval({}) WHERE execution_id = %s AND lease_token = %s RETURNING {}"
+    ).format(_TABLE, sql.Literal(f"{SCHEMA}.lease"), _ALL)
+    row = connection.execute(query, [execution.execution_id, execution.lease_token]).fetchone()
     if row is None:
-        raise unknown(execution_id)
+        raise lease_lost(execution.execution_id)
     return _read(row)
 
 
@@ -230,6 +233,66 @@ def batches(connection: Connection, execution_id: UUID, phase: str = "run") -> l
         sql.Identifier(SCHEMA, "batch_log"),
     )
     return [BatchRecord(*row) for row in connection.execute(query, [execution_id, phase])]
+
+
+def advance(
+    connection: Connection,
+    execution: Execution,
+    *,
+    cursor: Sequence[str] | None,
+    counts: Mapping[str, int],
+    next_size: int,
+    active_s: float,
+    peak_memory_bytes: int,
+    switched: bool,
+) -> Execution:
+    """Move the cursor of an execution in the transaction of a batch.
+
+    Args:
+        connection: The batch's connection.
+        execution: The execution as it was before the batch.
+        cursor: Key of the last row that was looked at; None leaves the cursor where it is.
+        counts: What the batch adds to the columns of counts.
+        next_size: Rows of the next batch.
+        active_s: Seconds of work so far.
+        peak_memory_bytes: Most resident memory so far.
+        switched: Whether undo capture must be on, or else somebody ended the batch's transaction inside.
+
+    Returns:
+        The execution as it is after the batch.
+
+    Raises:
+        LeaseLostError: Somebody else has taken it over, or has done this batch.
+    """
+    sums = sql.SQL(", ").join(
+        sql.SQL("{name} = {name} + {value}").format(name=sql.Identifier(name), value=sql.Literal(value))
+        for name, value in counts.items()
+    )
+    query = sql.SQL(
+        "UPDATE {} SET cursor = coalesce(%(cursor)s, cursor), batch_number = batch_number + 1, {},"
+        " batch_size = %(size)s, active_s = greatest(active_s, %(active)s),"
+        " peak_memory_bytes = greatest(peak_memory_bytes, %(peak)s)"
+        " WHERE execution_id = %(id)s AND lease_token = %(lease)s AND status = 'running'"
+        " AND batch_number = %(number)s"
+        " AND (NOT %(switched)s OR pg_catalog.current_setting('keikaku.patch', true) = %(id)s::text)"
+        " RETURNING {}"
+    ).format(_TABLE, sums, _ALL)
+    row = connection.execute(
+        query,
+        {
+            "cursor": None if cursor is None else list(cursor),
+            "size": next_size,
+            "active": active_s,
+            "peak": peak_memory_bytes,
+            "id": execution.execution_id,
+            "lease": execution.lease_token,
+            "number": execution.batch_number,
+            "switched": switched,
+        },
+    ).fetchone()
+    if row is None:
+        raise lease_lost(execution.execution_id)
+    return _read(row)
 
 
 def log_batch(connection: Connection, execution_id: UUID, record: BatchRecord) -> None:

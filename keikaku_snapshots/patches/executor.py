@@ -1,0 +1,459 @@
+"""`DataPatchExecutor`: runs patches, and everything one does with a run of one."""
+
+from __future__ import annotations
+
+import getpass
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from keikaku_snapshots.errors import KeikakuError, PatchFailedError, PatchRefusedError, UsageError
+from keikaku_snapshots.patches import records
+from keikaku_snapshots.patches.database_undo import DatabaseUndo
+from keikaku_snapshots.patches.definition import RowPatch, SqlPatch, StepPatch
+from keikaku_snapshots.patches.ending import LEFT_ALONE, disarm, explained, fail, finish_rollback
+from keikaku_snapshots.patches.estimate import FACTOR, LEAST_S, count_matching, estimate
+from keikaku_snapshots.patches.guards import check_guards, check_source
+from keikaku_snapshots.patches.lease import lock_keys
+from keikaku_snapshots.patches.loop import CancelledError, StoppedError, over_memory
+from keikaku_snapshots.patches.parameters import HIDDEN, read_parameters
+from keikaku_snapshots.patches.plan import make_plan
+from keikaku_snapshots.patches.records_schema import SCHEMA
+from keikaku_snapshots.patches.registry import DataPatchRegistry
+from keikaku_snapshots.patches.run import Job, Run
+from keikaku_snapshots.patches.settings import EngineSettings, PatchSettings
+from keikaku_snapshots.patches.source import source_hash
+from keikaku_snapshots.patches.surroundings import Surroundings, utc_now
+from keikaku_snapshots.patches.targets import read_targets
+from keikaku_snapshots.patches.watchdog import Watchdog
+from keikaku_snapshots.patches.worker import Worker
+from keikaku_snapshots.postgres.connect import translated
+from keikaku_snapshots.postgres.url import DatabaseURL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from uuid import UUID
+
+    from keikaku_snapshots.patches.definition import Patch
+    from keikaku_snapshots.patches.execution import Execution
+    from keikaku_snapshots.patches.parameters import Parameters
+    from keikaku_snapshots.patches.plan import Plan
+    from keikaku_snapshots.patches.ports import Audit, Backup, Notify, Undo
+    from keikaku_snapshots.patches.settings import Mode, OnConflict
+    from keikaku_snapshots.patches.windows import Windows
+    from keikaku_snapshots.postgres.connect import Connection
+
+_MB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """What the caller wants."""
+
+    #: The patch.
+    patch: Patch
+    #: Its parameters.
+    parameters: Parameters
+    #: Its settings.
+    settings: PatchSettings
+    #: Gets the run after each batch.
+    progress: Callable[[Execution], None] | None = None
+    #: Whether it may run although it has run before.
+    again: bool = False
+    #: Whether this goes on with a run that another process began.
+    resumes: bool = False
+
+
+class DataPatchExecutor:
+    """Runs data patches on one database.
+
+    Args:
+        db_url: The database.
+        config: Settings of patches and engine as the configuration file gives them; has ``patches`` and
+            ``engine``.
+        registry: The patches; shipped ones and those of installed packages when None.
+        settings: Settings by name of the patch; those of the configuration when None.
+        engine: What all runs share; that of the configuration when None.
+        undo: Capture and rollback; triggers in the database when None.
+        backup: Dumps the target tables, for patches that ask for it.
+        audit: Writes a line of the audit log.
+        notify: Puts a message into the outbox.
+        windows: Maintenance windows; None for none.
+        clock: The time.
+    """
+
+    def __init__(
+        self,
+        db_url: Any,
+        config: Any = None,
+        *,
+        registry: DataPatchRegistry | None = None,
+        settings: Mapping[str, PatchSettings] | None = None,
+        engine: EngineSettings | None = None,
+        undo: Undo | None = None,
+        backup: Backup | None = None,
+        audit: Audit | None = None,
+        notify: Notify | None = None,
+        windows: Windows | None = None,
+        clock: Callable[[], datetime] | None = None,
+    ) -> None:
+        self._registry = registry or getattr(config, "registry", None) or DataPatchRegistry()
+        self._settings = settings if settings is not None else getattr(config, "patches", {})
+        shared = engine or getattr(config, "engine", None) or EngineSettings()
+        self._around = Surroundings(
+            url=DatabaseURL.parse(db_url),
+            engine=shared,
+            undo=undo if undo is not None else DatabaseUndo(),
+            backup=backup,
+            audit=audit,
+            notify=notify,
+            windows=windows if windows is not None else getattr(config, "windows", None),
+            clock=clock or utc_now,
+        )
+        self._stop = threading.Event()
+
+    def request_stop(self) -> None:
+        """Stop after the present batch; the run is paused then. Safe in a signal handler."""
+        self._stop.set()
+
+    def execute(
+        self,
+        name: str,
+        dry_run: bool = True,
+        params: Mapping[str, Any] | None = None,
+        actor: str | None = None,
+        *,
+        batch_size: int | None = None,
+        memory_limit_mb: int | None = None,
+        outside_window: str = "",
+        again: bool = False,
+        progress: Callable[[Execution], None] | None = None,
+    ) -> Execution:
+        """Run a patch, or tell what it would do.
+
+        Args:
+            name: The patch.
+            dry_run: True changes nothing.
+            params: Its parameters.
+            actor: Who runs it; the account of this process when None.
+            batch_size: Rows of a batch at the start; the setting's when None.
+            memory_limit_mb: Most resident memory; the setting's when None.
+            outside_window: Why it runs although no maintenance window is open.
+            again: Whether it may run although it has run before.
+            progress: Gets the run after each batch.
+
+        Returns:
+            The run, completed or paused.
+
+        Raises:
+            UsageError: Name, parameters or options are wrong; nothing was recorded.
+            PatchRefusedError: A guard refused it.
+            LockBusyError: It is being run.
+            PatchFailedError: It failed; everything was taken back.
+            PatchRollbackError: It failed, and not everything could be taken back.
+        """
+        patch = self._registry.find(name)
+        settings = self._settings_of(name, batch_size, memory_limit_mb)
+        parameters = read_parameters(patch, {**settings.parameters, **(params or {})})
+        if dry_run:
+            raise NotImplementedError
+        with self._connection() as control:
+            records.ensure_schema(control)
+            execution = records.insert(
+                control,
+                {
+                    "execution_id": uuid4(),
+                    "patch_name": name,
+                    "patch_version": patch.version,
+                    "kind": "run",
+                    "status": "pending",
+                    "sub_state": "pending",
+                    "dry_run": False,
+                    "actor": actor or getpass.getuser(),
+                    "parameters": parameters.shown,
+                    "parameters_hash": parameters.hash,
+                    "source_hash": source_hash(patch),
+                    "target_tables": (*patch.tables(), *settings.target_tables),
+                    "mode": settings.mode,
+                    "batch_size": settings.batch_size,
+                    "outside_window_reason": outside_window,
+                    "findings": {"kind": _kind(patch)},
+                },
+            )
+        return self._work(
+            _Asked(patch=patch, parameters=parameters, settings=settings, progress=progress, again=again),
+            execution,
+        )
+
+    def resume(
+        self,
+        execution_id: UUID | str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        progress: Callable[[Execution], None] | None = None,
+        outside_window: str = "",
+    ) -> Execution:
+        """Go on with a run that is paused or whose process has died.
+
+        Args:
+            execution_id: The run; its first characters are enough.
+            params: Its secret parameters, which are not stored.
+            progress: Gets the run after each batch.
+            outside_window: Why it goes on although no maintenance window is open.
+
+        Returns:
+            The run, completed or paused again.
+
+        Raises:
+            PatchRefusedError: It has ended, or its patch was changed since.
+            LockBusyError: Its process is alive.
+            PatchFailedError: It failed; everything was taken back.
+        """
+        execution = self._find(execution_id)
+        if execution.status != "running" or execution.kind != "run":
+            raise _not_open(execution, "resumed")
+        patch = self._registry.find(execution.patch_name)
+        check_source(patch, execution)
+        settings = replace(self._settings_of(patch.name), mode=_mode(execution))
+        given = {name: value for name, value in execution.parameters.items() if value != HIDDEN}
+        parameters = read_parameters(patch, {**settings.parameters, **given, **(params or {})})
+        if parameters.hash != execution.parameters_hash:
+            raise UsageError("a run is resumed with the parameters that it began with")
+        if outside_window:
+            with self._connection() as control:
+                execution = records.update(
+                    control, execution.execution_id, outside_window_reason=outside_window
+                )
+        return self._work(
+            _Asked(patch=patch, parameters=parameters, settings=settings, progress=progress, resumes=True),
+            execution,
+        )
+
+    def pause(self, execution_id: UUID | str, actor: str | None = None) -> Execution:
+        """Ask a run to stop after its present batch.
+
+        Args:
+            execution_id: The run.
+            actor: Who asks.
+
+        Returns:
+            The run as it is now; it may still be at work.
+        """
+        return self._request(execution_id, "pause", actor)
+
+    def cancel(self, execution_id: UUID | str, actor: str | None = None) -> Execution:
+        """Have a run taken back: by its own process, or here when it has none.
+
+        Args:
+            execution_id: The run.
+            actor: Who asks.
+
+        Returns:
+            The run as it is now.
+        """
+        execution = self._find(execution_id)
+        if execution.sub_state in {"paused", "window_closed"}:
+            return self.rollback(execution_id, actor=actor)
+        return self._request(execution_id, "cancel", actor)
+
+    def rollback(
+        self, execution_id: UUID | str, on_conflict: OnConflict | None = None, actor: str | None = None
+    ) -> Execution:
+        """Take back what a run has changed, completed or not.
+
+        Args:
+            execution_id: The run.
+            on_conflict: What happens to rows that somebody else has changed since; the setting's when None.
+            actor: Who wants it.
+
+        Returns:
+            The run, rolled back.
+
+        Raises:
+            LockBusyError: It is being run.
+            PatchRollbackError: Not everything could be taken back.
+        """
+        execution = self._find(execution_id)
+        if execution.kind != "run":
+            raise _not_open(execution, "rolled back")
+        settings = self._settings_of(execution.patch_name)
+        watch = Watchdog(memory_limit_bytes=2**62, time_limit_s=None)
+        worker = Worker(self._around, execution, lambda: watch.memory_bytes)
+        who = actor or getpass.getuser()
+        try:
+            targets = read_targets(worker.control, execution.target_tables)
+            worker.lock(lock_keys(execution.patch_name, targets), take_over=self._is_stale(worker))
+            reason = worker.execution.error_message or f"Rolled back by {who}."
+            worker.record(status="running", sub_state="rolling_back", error_message=reason)
+            finish_rollback(worker, on_conflict or settings.on_conflict, reason)
+            return worker.execution
+        finally:
+            worker.close()
+
+    def status(self, execution_id: UUID | str | None = None) -> list[Execution]:
+        """Tell of one run, or of the latest ones.
+
+        Args:
+            execution_id: The run; all when None.
+
+        Returns:
+            Runs, the newest first.
+        """
+        with self._connection() as control:
+            if execution_id is not None:
+                return [records.find(control, execution_id)]
+            return records.recent(control)
+
+    def _work(self, asked: _Asked, execution: Execution) -> Execution:
+        settings = asked.settings
+        expected = execution.estimated_s
+        watch = Watchdog(
+            memory_limit_bytes=settings.memory_limit_mb * _MB,
+            time_limit_s=None,
+            active_s=execution.active_s,
+            estimate_s=expected,
+            every_s=self._around.engine.watch_s,
+        )
+        worker = Worker(self._around, execution, lambda: watch.memory_bytes)
+        armed = execution.sub_state not in {"pending", "validating"}
+        try:
+            with watch:
+                run = self._begin(worker, watch, asked)
+                try:
+                    armed = True
+                    if execution.sub_state == "rolling_back":
+                        finish_rollback(worker, settings.on_conflict, execution.error_message)
+                    else:
+                        run.go()
+                        disarm(worker)
+                except StoppedError as stopped:
+                    worker.record(sub_state=stopped.sub_state, active_s=watch.active_s)
+                except LEFT_ALONE:
+                    raise
+                except CancelledError:
+                    cancelled = PatchFailedError(f"data patch {asked.patch.name} was cancelled")
+                    raise fail(worker, cancelled, settings.on_conflict, armed=armed, cancelled=True) from None
+                except Exception as error:
+                    known = explained(worker, error)
+                    if isinstance(known, LEFT_ALONE):
+                        raise known from error
+                    armed = worker.execution.sub_state not in {"pending", "validating"}
+                    raise fail(worker, known, settings.on_conflict, armed=armed) from error
+                except BaseException:
+                    # Ctrl-C: the batch was rolled back, and everything before it stays.
+                    worker.record(sub_state="paused", active_s=watch.active_s)
+                    raise
+            return worker.execution
+        finally:
+            worker.close()
+
+    def _begin(self, worker: Worker, watch: Watchdog, asked: _Asked) -> Run:
+        """Do what may refuse a run: nothing is changed yet."""
+        patch, settings, resumes = asked.patch, asked.settings, asked.resumes
+        try:
+            with translated(self._around.url, f"preparing data patch {patch.name}"):
+                plan = make_plan(worker.control, patch, asked.parameters, settings.target_tables)
+                worker.lock(lock_keys(patch.name, plan.targets), take_over=resumes and self._is_stale(worker))
+                if watch.memory_bytes >= watch.memory_limit_bytes:
+                    raise over_memory(watch.memory_bytes, watch.memory_limit_bytes)
+                if not resumes:
+                    self._check(worker, plan, asked)
+            watch.estimate_s = worker.execution.estimated_s
+            watch.time_limit_s = (
+                settings.max_runtime_s
+                if settings.max_runtime_s is not None
+                else FACTOR * (worker.execution.estimated_s or LEAST_S)
+            )
+        except KeikakuError as error:
+            error.details.setdefault("execution_id", str(worker.execution.execution_id))
+            if not resumes:
+                worker.record(
+                    event="failed",
+                    status="failed",
+                    sub_state="failed",
+                    completed_at=datetime.now(UTC),
+                    error_message=str(error),
+                    error_sqlstate=str(error.details.get("sqlstate") or ""),
+                )
+            raise
+        return Run(
+            worker, Job(plan=plan, settings=settings, watch=watch, stop=self._stop, progress=asked.progress)
+        )
+
+    def _check(self, worker: Worker, plan: Plan, asked: _Asked) -> None:
+        settings, control = asked.settings, worker.control
+        count = None
+        if plan.keyset is not None and settings.require_dry_run:
+            count = count_matching(control, plan.keyset)
+        check_guards(control, self._around, worker.execution, settings, again=asked.again, count=count)
+        expected = estimate(control, worker.execution, settings, count)
+        worker.record(
+            status="running",
+            sub_state="validating",
+            started_at=datetime.now(UTC),
+            estimated_records=expected.records,
+            estimated_s=expected.seconds,
+            target_tables=[target.name.text for target in plan.targets],
+        )
+
+    def _is_stale(self, worker: Worker) -> bool:
+        row = worker.control.execute(
+            f"SELECT clock_timestamp() - beat_at > make_interval(secs => %s) FROM {SCHEMA}.heartbeat"  # noqa: S608
+            " WHERE execution_id = %s",
+            [self._around.engine.lease_s, worker.execution.execution_id],
+        ).fetchone()
+        return row is None or bool(row[0])
+
+    def _settings_of(
+        self, name: str, batch_size: int | None = None, memory_limit_mb: int | None = None
+    ) -> PatchSettings:
+        settings = self._settings.get(name, PatchSettings())
+        for what, value in (("batch_size", batch_size), ("memory_limit_mb", memory_limit_mb)):
+            if value is not None and value < 1:
+                raise UsageError(f"{what} must be a number from 1 on", found=f"Given: {value}")
+        return replace(
+            settings,
+            batch_size=settings.batch_size if batch_size is None else batch_size,
+            memory_limit_mb=settings.memory_limit_mb if memory_limit_mb is None else memory_limit_mb,
+        )
+
+    def _find(self, execution_id: UUID | str) -> Execution:
+        with self._connection() as control:
+            return records.find(control, execution_id)
+
+    def _request(self, execution_id: UUID | str, what: str, actor: str | None) -> Execution:
+        with self._connection() as control:
+            execution = records.find(control, execution_id)
+            if execution.is_over:
+                raise _not_open(execution, f"asked to {what}")
+            records.request(control, execution.execution_id, what, actor or getpass.getuser())
+            return execution
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        connection = self._around.connect("control")
+        try:
+            with translated(self._around.url, "reading the records of data patches"):
+                yield connection
+        finally:
+            connection.close()
+
+
+def _kind(patch: Patch) -> str:
+    return next(kind.__name__ for kind in (SqlPatch, RowPatch, StepPatch) if isinstance(patch, kind))
+
+
+def _mode(execution: Execution) -> Mode:
+    return "single_transaction" if execution.mode == "single_transaction" else "batched"
+
+
+def _not_open(execution: Execution, what: str) -> PatchRefusedError:
+    return PatchRefusedError(
+        f"this execution cannot be {what}",
+        found=f"Execution: {execution.execution_id}, {execution.kind}, {execution.sub_state}",
+        hint="`keikaku patch status` shows which executions there are and where they are.",
+        hint_ja="`keikaku patch status` で実行の一覧と状態を確認してください。",
+    )

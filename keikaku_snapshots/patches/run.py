@@ -1,0 +1,204 @@
+"""The life of one run: validation, backup point, batches, verification, end."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from keikaku_snapshots.errors import PatchFailedError
+from keikaku_snapshots.patches.batch import BatchProcessor
+from keikaku_snapshots.patches.context import PatchContext
+from keikaku_snapshots.patches.definition import StepPatch
+from keikaku_snapshots.patches.keyset import last_key
+from keikaku_snapshots.patches.loop import BatchLoop
+from keikaku_snapshots.patches.points import reached
+from keikaku_snapshots.patches.reading import OtherReader, read_only
+from keikaku_snapshots.patches.steps import run_steps
+from keikaku_snapshots.postgres.connect import is_transient
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from keikaku_snapshots.patches.execution import Execution
+    from keikaku_snapshots.patches.plan import Plan
+    from keikaku_snapshots.patches.settings import PatchSettings
+    from keikaku_snapshots.patches.watchdog import Watchdog
+    from keikaku_snapshots.patches.worker import Worker
+    from keikaku_snapshots.postgres.connect import Connection
+
+_log = logging.getLogger("keikaku_snapshots.patches")
+#: Tries of a verification whose connection was lost; it only reads.
+_VERIFY_TRIES = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What is to be run, and how."""
+
+    #: Patch, parameters, tables.
+    plan: Plan
+    #: Limits of the patch.
+    settings: PatchSettings
+    #: Memory and time.
+    watch: Watchdog
+    #: Set when the process is to stop after the present batch.
+    stop: threading.Event
+    #: Gets the run after each batch.
+    progress: Callable[[Execution], None] | None = None
+
+    def context(
+        self, execution: Execution, reader: Callable[[], AbstractContextManager[Connection]]
+    ) -> PatchContext:
+        """Make what the patch gets to know.
+
+        Args:
+            execution: The run.
+            reader: Holds a transaction that cannot write.
+        """
+        return PatchContext(
+            execution_id=execution.execution_id,
+            params=self.plan.parameters.model,
+            actor=execution.actor,
+            now=execution.started_at or datetime.now(UTC),
+            dry_run=execution.dry_run,
+            reader=reader,
+            remembered=dict(execution.findings.get("remembered", {})),
+        )
+
+
+class Run:
+    """Takes a run from where it is to its end, or to a pause.
+
+    Args:
+        worker: Holds locks and lease.
+        job: What is to be run.
+    """
+
+    def __init__(self, worker: Worker, job: Job) -> None:
+        self._worker = worker
+        self._job = job
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """All tables that it may change."""
+        return tuple(target.name.text for target in self._job.plan.targets)
+
+    def go(self) -> None:
+        """Do what is left to do.
+
+        Raises:
+            StoppedError: It stopped between two batches.
+            CancelledError: An operator wants it taken back.
+            KeikakuError: Something failed; nothing is taken back here.
+            psycopg.Error: The same, as the server said it.
+        """
+        if self._worker.execution.sub_state in {"pending", "validating"}:
+            self._validate()
+        self._arm()
+        self._batches()
+        self._verify()
+        reached("before_completed")
+        self._worker.record(
+            event="completed",
+            status="completed",
+            sub_state="done",
+            completed_at=datetime.now(UTC),
+            active_s=self._job.watch.active_s,
+            peak_memory_bytes=self._job.watch.peak_bytes,
+            findings=self._worker.execution.findings
+            | {
+                "undo_bytes": self._worker.around.undo.size_bytes(
+                    self._worker.control, self._worker.execution.execution_id
+                )
+            },
+        )
+
+    def _validate(self) -> None:
+        worker, job = self._worker, self._job
+        with job.watch.working(worker.work), read_only(worker.work) as connection:
+            context = job.context(worker.execution, lambda: _same(connection))
+            job.plan.patch.validate(context)
+            upper = last_key(connection, job.plan.keyset) if job.plan.keyset is not None else None
+        worker.record(
+            upper_key=upper,
+            findings=worker.execution.findings | {"remembered": context.remembered},
+        )
+
+    def _arm(self) -> None:
+        worker = self._worker
+        reached("before_arm")
+        execution_id = worker.execution.execution_id
+        worker.around.undo.arm(worker.control, execution_id, self.tables)
+        worker.around.undo.check(worker.control, execution_id)
+        reached("after_arm")
+        reference = worker.execution.backup_reference
+        if self._job.settings.backup_dump and not reference:
+            if worker.around.backup is None:
+                raise PatchFailedError(
+                    "a dump of the target tables is asked for, and nobody can make one here",
+                    hint="Run the patch with the command line, or hand `backup` to the executor.",
+                    hint_ja="コマンドラインから実行するか、executor に `backup` を渡してください。",
+                )
+            reference = worker.around.backup(execution_id, self.tables)
+        worker.record(sub_state="batching", backup_reference=reference)
+
+    def _batches(self) -> None:
+        worker, job = self._worker, self._job
+        loop = BatchLoop(
+            worker,
+            job.settings,
+            job.watch,
+            job.stop,
+            outside_window=bool(worker.execution.outside_window_reason),
+            progress=job.progress,
+        )
+        execution_id = worker.execution.execution_id
+        switch = worker.around.undo.switch(execution_id)
+        reader = OtherReader(lambda: worker.around.connect(f"{execution_id} reader"))
+        try:
+            context = job.context(worker.execution, reader)
+            if isinstance(job.plan.patch, StepPatch):
+                run_steps(worker, job.plan.patch, context, loop, job.settings, switch, self.tables)
+                return
+            loop.run(
+                BatchProcessor(
+                    job.plan,
+                    context,
+                    job.settings,
+                    switch=switch,
+                    advance=loop.advance,
+                    check=job.watch.check,
+                    idle_timeout_s=max(worker.around.engine.lease_s, job.settings.statement_timeout_s),
+                )
+            )
+        finally:
+            reader.close()
+
+    def _verify(self) -> None:
+        worker, job = self._worker, self._job
+        reached("before_verify")
+        worker.record(sub_state="verifying", active_s=job.watch.active_s)
+        for left in reversed(range(_VERIFY_TRIES)):
+            try:
+                with job.watch.working(worker.work), read_only(worker.work) as connection:
+                    reached("in_verify")
+                    job.plan.patch.verify(job.context(worker.execution, lambda: _same(connection)))
+            except psycopg.Error as error:
+                if not left or not is_transient(error):
+                    raise
+                worker.reconnect()
+            else:
+                break
+        reached("after_verify")
+
+
+def _same(connection: Connection) -> AbstractContextManager[Connection]:
+    from contextlib import nullcontext
+
+    return nullcontext(connection)
