@@ -12,8 +12,12 @@ from __future__ import annotations
 import inspect
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
@@ -27,6 +31,7 @@ from keikaku_snapshots.cli.session import Command
 from keikaku_snapshots.config import DATABASE_VARIABLES, DEFAULT_FILES, schema
 from keikaku_snapshots.testing.options import OPTIONS
 from tests.fault_cases import CASES, cases_tested
+from tests.peer_cases import ASKS, asks_tested
 
 HEAD = "<!-- Written by docs/generate_reference.py; change the code, not this page. -->\n\n"
 
@@ -65,6 +70,7 @@ def pages() -> dict[str, str]:
         "data_patches.md": HEAD + reference_patches.page(),
         "pytest-plugin.md": HEAD + pytest_plugin_page(),
         "faults.md": HEAD + faults_page(),
+        "peers.md": HEAD + peers_page(),
     }
 
 
@@ -89,7 +95,6 @@ def pytest_plugin_page() -> str:
 
 def faults_page() -> str:
     """Return the catalogue of faults with the files that test them."""
-    tests = cases_tested(ROOT / "tests")
     lines = [
         "# Faults",
         "",
@@ -100,12 +105,30 @@ def faults_page() -> str:
         "| case | what goes wrong | what must happen | tested in |",
         "|---|---|---|---|",
     ]
-    for number, text in CASES.items():
-        wrong, _, must = (part.strip().replace("|", "\\|") for part in text.partition("->"))
+    return "\n".join([*lines, *_catalogue(CASES, cases_tested(ROOT / "tests"))]) + "\n"
+
+
+def peers_page() -> str:
+    """Return the catalogue of what users of other tools ask for, with the files that test it."""
+    lines = [
+        "# What users of other tools ask for",
+        "",
+        "Asked in public threads of snapshot, backup and test tools; what is shown here, and where it is",
+        'tested. Tests name an ask by its number ("PEERS 16"). How long it takes beside those tools:',
+        "[performance](../performance.md).",
+        "",
+        "| ask | what is asked | what is shown | tested in |",
+        "|---|---|---|---|",
+    ]
+    return "\n".join([*lines, *_catalogue(ASKS, asks_tested(ROOT / "tests"))]) + "\n"
+
+
+def _catalogue(cases: Mapping[int, str], tests: Mapping[int, list[str]]) -> Iterator[str]:
+    for number, text in cases.items():
+        first, _, second = (part.strip().replace("|", "\\|") for part in text.partition("->"))
         files = sorted({test.partition("::")[0] for test in tests[number]})
         where = ", ".join(f"`{file}`" for file in files) or "with the part it belongs to"
-        lines.append(f"| {number} | {wrong} | {must} | {where} |")
-    return "\n".join(lines) + "\n"
+        yield f"| {number} | {first} | {second} | {where} |"
 
 
 def command_line_page() -> str:

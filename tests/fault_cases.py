@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 #: Case number: what goes wrong -> what must happen.
@@ -123,25 +124,31 @@ CASES: dict[int, str] = {
 #: Cases of parts that do not exist yet; the test of the catalogue expects none for them.
 LATER = frozenset({14, 15, 16, 88, 89})
 
-_REFERENCE = re.compile(r"FAULTS?\s+((?:\d+(?![\d.]*\.\d)(?:\s*[-,/]\s*|\s+and\s+)?)+)")
+_NUMBERS = r"\s+((?:\d+(?![\d.]*\.\d)(?:\s*[-,/]\s*|\s+and\s+)?)+)"
 
 
 @lru_cache(maxsize=1)
 def cases_tested(folder: Path) -> dict[int, list[str]]:
-    """Return the tests whose docstring (or whose parameters' ids) name a case, by case number."""
-    found: dict[int, list[str]] = {number: [] for number in CASES}
+    """Return the tests whose docstring names a case, by case number."""
+    return naming_tests(folder, "FAULTS?", CASES)
+
+
+def naming_tests(folder: Path, word: str, numbers: Iterable[int]) -> dict[int, list[str]]:
+    """Return the tests whose docstring has this word and a number behind it, by number."""
+    reference = re.compile(word + _NUMBERS)
+    found: dict[int, list[str]] = {number: [] for number in numbers}
     for path in sorted(folder.rglob("test_*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
-                for number in _numbers(ast.get_docstring(node) or ""):
+                for number in _numbers(reference, ast.get_docstring(node) or ""):
                     found.setdefault(number, []).append(f"{path.relative_to(folder)}::{node.name}")
     return found
 
 
-def _numbers(text: str) -> set[int]:
+def _numbers(reference: re.Pattern[str], text: str) -> set[int]:
     numbers: set[int] = set()
-    for match in _REFERENCE.finditer(text):
+    for match in reference.finditer(text):
         for first, last in re.findall(r"(\d+)(?:\s*-\s*(\d+))?", match[1]):
             numbers.update(range(int(first), int(last or first) + 1))
     return numbers

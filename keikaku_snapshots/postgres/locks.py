@@ -102,10 +102,14 @@ class TargetLock:
             held = holder_of(self.connection, self.target)
         except psycopg.Error as error:
             raise LockBusyError(
-                f"the lock of database {self.target!r} was lost", found="The session that held it has ended."
+                f"the lock of database {self.target!r} was lost",
+                found="The session that held it has ended.",
+                hint="Run it again.",
             ) from error
         if held is None or held[0] != self.backend_pid:
-            raise LockBusyError(f"the lock of database {self.target!r} is no longer held")
+            raise LockBusyError(
+                f"the lock of database {self.target!r} is no longer held", hint="Run it again."
+            )
 
 
 def holder_of(connection: Connection, target: str) -> tuple[int, str, str] | None:

@@ -276,7 +276,7 @@ def test_16_the_database_looks_like_production(
 def test_16_the_database_is_another_application(
     type_: Run, snapshot: Path, server: servers.Server, make_database: MakeDatabase
 ) -> None:
-    """B15: a database with other tables is not replaced by mistake."""
+    """PEERS 6, B15: a database with other tables is not replaced by mistake."""
     other = make_database(server)
     _execute(other, "CREATE TABLE other (id integer)")
 
@@ -328,7 +328,7 @@ def test_27_the_memory_limit_is_reached(type_: Run, database: DatabaseURL) -> No
 
 
 def test_28_the_schema_has_moved_on(type_: Run, snapshot: Path, database: DatabaseURL) -> None:
-    """B7: with error the difference is named and nothing restored; with the default it warns and restores."""
+    """PEERS 19, B7: error names the difference and restores nothing; the default warns and restores."""
     _execute(database, "ALTER TABLE t ADD COLUMN note text")
 
     code, _, err = type_("restore", "x", "--on-schema-mismatch", "error")
@@ -354,7 +354,7 @@ def test_quiet_success_is_silent(type_: Run, snapshot: Path) -> None:
 def test_the_password_is_nowhere(
     type_: Run, creator_database: DatabaseURL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """FAULTS 30, 31: not in what is printed with -vv and not in any file that is left."""
+    """PEERS 14, FAULTS 30, 31: not in what is printed with -vv and not in any file that is left."""
     monkeypatch.setenv("KEIKAKU_DB_URL", creator_database.text)
     commands = ["generate --scale small", "create x --format custom", "restore x", "restore x --dry-run"]
     commands += ["list", "doctor", "restore missing"]

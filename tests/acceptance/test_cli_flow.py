@@ -143,7 +143,7 @@ def test_the_module_generates_and_keeps(keikaku: Keikaku, database: DatabaseURL,
 def test_files_are_private_whatever_the_umask(
     keikaku: Keikaku, database: DatabaseURL, tmp_path: Path
 ) -> None:
-    """FAULTS 34: a run from cron with umask 0 leaves a 0700 directory with 0600 files."""
+    """PEERS 14, FAULTS 34: a run from cron with umask 0 leaves a 0700 directory with 0600 files."""
     assert keikaku("create", "x", url=database).returncode == 0
 
     directory = tmp_path / "snapshots"

@@ -54,7 +54,7 @@ def _crontab() -> tuple[dict[str, str], list[tuple[str, str]]]:
 
 
 def test_the_crontab_runs_as_cron_runs_it(server: Server, database: DatabaseURL, tmp_path: Path) -> None:
-    """Refresh: /bin/sh, the crontab's own environment and nothing else; silent, with a snapshot."""
+    """PEERS 18; refresh: /bin/sh, the crontab's own environment and nothing else; silent, with a snapshot."""
     with psycopg.connect(**database.connect_arguments()) as connection:
         connection.execute("CREATE TABLE t AS SELECT * FROM generate_series(1, 100) AS id")
     etc, state = tmp_path / "etc", tmp_path / "state"

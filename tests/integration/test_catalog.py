@@ -155,7 +155,7 @@ def test_names_and_types_are_the_same_on_every_version(
     ],
 )
 def test_every_kind_of_change_is_seen_and_named(database: DatabaseURL, change: str, line: str) -> None:
-    """B7: the message names what differs."""
+    """PEERS 19, B7: the message names what differs."""
     with connect(database, autocommit=True) as connection:
         connection.execute(RICH)
         before = catalog.fingerprint(connection)

@@ -215,7 +215,7 @@ SnapshotManager(sys.argv[1], sys.argv[2], minimum_free_mb=0).create_snapshot("sm
 
 
 def test_when_we_are_killed_pg_dump_goes_too_and_nothing_is_published(manager: SnapshotManager) -> None:
-    """FAULTS 2, 10, 44, 57: SIGKILL in the middle of the pipe."""
+    """PEERS 2, 3, FAULTS 2, 10, 44, 57: SIGKILL in the middle of the pipe."""
     schemas.run(manager.url, LARGE)
     manager.directory.mkdir(mode=0o700)
     with subprocess.Popen(

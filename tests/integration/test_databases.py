@@ -596,7 +596,7 @@ def test_two_renames_in_one_transaction_replace_a_database(
 def test_without_leave_nobody_is_disconnected(
     each_server: servers.Server, make_database: MakeDatabase
 ) -> None:
-    """FAULTS 62; docs/design.md, Swap: it gives up after 150 ms in place of 5 s, and names who is inside."""
+    """PEERS 5, FAULTS 62; design, Swap: it gives up after 150 ms in place of 5 s, and names who is inside."""
     url = make_database(each_server)
     _marked(url, "old")
     new, old = _scratch(url)
@@ -613,7 +613,7 @@ def test_without_leave_nobody_is_disconnected(
 def test_a_swap_never_fails_for_clients_that_come_back(
     each_server: servers.Server, make_database: MakeDatabase
 ) -> None:
-    """docs/design.md, Swap: eight clients keep reconnecting; each swap succeeds and none is locked out."""
+    """PEERS 5; design, Swap: eight clients keep reconnecting; each swap succeeds and none is locked out."""
     url = make_database(each_server)
     _marked(url, "0")
     stop = threading.Event()
@@ -740,7 +740,7 @@ def test_a_connection_lost_before_commit_is_a_failure(
 
 
 def test_all_sessions_are_ended_at_once(database: DatabaseURL) -> None:
-    """docs/design.md, Swap: waiting for one after another took 830 ms for eight."""
+    """PEERS 5; docs/design.md, Swap: waiting for one after another took 830 ms for eight."""
     with contextlib.ExitStack() as stack:
         for _ in range(8):
             stack.callback(connect(database).close)

@@ -197,7 +197,7 @@ def test_options_of_the_manager_are_checked() -> None:
 
 
 def test_too_little_room_is_said_and_leaves_no_file(manager: SnapshotManager) -> None:
-    """B6, FAULTS 9."""
+    """PEERS 8, B6, FAULTS 9."""
     greedy = SnapshotManager(manager.url, manager.directory, minimum_free_mb=10**9)
     with pytest.raises(DiskFullError, match="ディスク容量不足"):
         greedy.create_snapshot("small")
@@ -208,7 +208,7 @@ def test_too_little_room_is_said_and_leaves_no_file(manager: SnapshotManager) ->
 def test_a_disk_that_fills_up_while_dumping_stops_it_and_leaves_nothing(
     manager: SnapshotManager, monkeypatch: pytest.MonkeyPatch, format_name: str
 ) -> None:
-    """FAULTS 9, 3.10: the reserve is watched while pg_dump runs."""
+    """PEERS 2, FAULTS 9, 3.10: the reserve is watched while pg_dump runs."""
     schemas.run(
         manager.url,
         "CREATE TABLE wide AS SELECT i, repeat('x', 1000) AS v FROM generate_series(1, 60000) AS i",
@@ -277,7 +277,7 @@ def test_wrong_password_missing_tools_and_missing_database_are_told_apart(
 def test_the_name_of_another_applications_snapshots_is_refused(
     manager: SnapshotManager, make_database: MakeDatabase, server: Server
 ) -> None:
-    """B15: create and restore, by the same rule; drift of one schema is another matter."""
+    """PEERS 6, B15: create and restore, by the same rule; drift of one schema is another matter."""
     manager.create_snapshot("small")
     other = make_database(server)
     schemas.run(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -21,6 +23,7 @@ from keikaku_snapshots.postgres import databases
 from keikaku_snapshots.postgres.creation import comment_statement
 from keikaku_snapshots.pytest_plugin import load_snapshot
 from keikaku_snapshots.testing.databases import TestDatabases
+from tests import servers
 from tests.servers import as_role
 from tests.waiting import until
 
@@ -106,7 +109,7 @@ def is_swept(run_: TestDatabases, name: str) -> bool:
 def test_each_test_finds_the_start_state_although_the_others_commit(
     suite: pytest.Pytester, server: Server, creator_database: DatabaseURL
 ) -> None:
-    """`keikaku_db` is rewound after each test, and the run leaves no database behind."""
+    """PEERS 15: `keikaku_db` is rewound after each test, and the run leaves no database behind."""
     suite.makepyfile(COMMITS.format(count=5))
 
     result = run(suite)
@@ -115,32 +118,46 @@ def test_each_test_finds_the_start_state_although_the_others_commit(
     assert databases_for_tests(server, creator_database) == []
 
 
-def test_workers_build_one_snapshot_and_have_a_database_each(
-    suite: pytest.Pytester, server: Server, creator_database: DatabaseURL, monkeypatch: pytest.MonkeyPatch
+OWN_DATABASE = """
+def test_name(keikaku_database, worker_id):
+    assert worker_id in keikaku_database.database
+"""
+
+
+@pytest.mark.parametrize("workers", [3, pytest.param(8, marks=pytest.mark.slow)])
+def test_however_many_workers_there_are_everything_is_built_once(
+    suite: pytest.Pytester, own_server: Server, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    """One of the workers generates, the others wait for it; nobody sees the changes of another."""
-    monkeypatch.setenv("KEIKAKU_SNAPSHOT_DIR", str(suite.path / "own"))
-    suite.makepyfile(
-        COMMITS.format(count=12)
-        + """
-        def test_name(keikaku_database, worker_id):
-            assert worker_id in keikaku_database.database
-            print("DATABASE", keikaku_database.database)
-        """.replace("\n        ", "\n")
-    )
+    """PEERS 16: one generates and dumps, one loads that and leaves the template, all others clone it."""
+    url = servers.create_database(own_server, "keikaku_creator")
+    log = suite.path / "own" / "audit.log"
+    monkeypatch.setenv("KEIKAKU_DB_URL", url.text)
+    monkeypatch.setenv("KEIKAKU_SNAPSHOT_DIR", str(log.parent))
+    suite.makepyfile(COMMITS.format(count=workers * 2) + OWN_DATABASE)
+    # The second run costs as long again.
+    for expected in ("cold", "warm") if workers > 3 else ("cold",):
+        before = log.read_text(encoding="utf-8") if log.exists() else ""
 
-    result = run(suite, "-n", "3", "--dist", "loadscope", "-rP")
+        # Each worker gets a test, so that all of them have a database.
+        result = run(suite, "-n", str(workers), "--maxschedchunk", "1")
 
-    result.assert_outcomes(passed=13, warnings=1)
-    with SnapshotManager(None, suite.path / "own") as manager:
-        assert len(manager.list_snapshots()) == 1
-    assert databases_for_tests(server, creator_database) == []
+        result.assert_outcomes(passed=workers * 2 + 1, warnings=int(expected == "cold"))
+        lines = [json.loads(line) for line in log.read_text(encoding="utf-8")[len(before) :].splitlines()]
+        done = [line for line in lines if line["outcome"] == "done"]
+        made = [line for line in done if line["action"] == "create"]
+        origins = Counter(line.get("template") for line in done if line["action"] == "restore")
+        assert len(made) == (expected == "cold")
+        assert (origins["cold"], origins["warm"]) == (
+            (1, workers - 1) if expected == "cold" else (0, workers)
+        )
+        assert databases_for_tests(own_server, url) == []
+    servers.drop_database(own_server, url.database)
 
 
 def test_a_killed_run_is_cleaned_up_by_the_next(
     suite: pytest.Pytester, server: Server, creator_database: DatabaseURL
 ) -> None:
-    """SIGKILL in the middle of a test: the next run needs no flag and leaves nothing of either."""
+    """PEERS 9, 17: SIGKILL in the middle of a test; the next run needs no flag and leaves nothing of both."""
     suite.makepyfile(
         test_hangs=COMMITS.format(count=1)
         + """
@@ -165,7 +182,7 @@ def test_a_killed_run_is_cleaned_up_by_the_next(
 
 
 def test_databases_of_a_living_run_are_left_alone(server: Server, creator_database: DatabaseURL) -> None:
-    """Alive is who holds the lock of a database; process numbers say nothing."""
+    """PEERS 17: alive is who holds the lock of a database; process numbers say nothing."""
     living, other = (TestDatabases(creator_database, name) for name in ("gw0", "gw1"))
     url = living.create()
 
@@ -177,7 +194,7 @@ def test_databases_of_a_living_run_are_left_alone(server: Server, creator_databa
 
 
 def test_what_a_killed_restore_was_building_is_dropped_too(creator_database: DatabaseURL) -> None:
-    """It was made for a database of a run that is dead; one that is being restored is left alone."""
+    """PEERS 17: it was for a database of a run that is dead; one that is being restored is left alone."""
     with contextlib.closing(TestDatabases(creator_database, "gw0")) as later:
         target = databases.sibling_name("test", creator_database.database, "dead")
         name = databases.sibling_name("new", target)

@@ -103,7 +103,7 @@ class TestRefresh:
         assert len(_versions(manager.directory)) == 3
 
     def test_two_never_overlap(self, manager: SnapshotManager, monkeypatch: pytest.MonkeyPatch) -> None:
-        """B8: the second one ends at once with "busy", from its beginning to the end of pruning."""
+        """PEERS 18, B8: the second one ends at once with "busy", from its beginning to the end of pruning."""
         inside, go_on = threading.Event(), threading.Event()
         original = manager.prune
 

@@ -111,7 +111,7 @@ def test_what_a_dump_may_run_is_what_its_role_may(owner_database: DatabaseURL, t
 def test_no_psql_has_to_know_the_dump(
     strategy: str, restricted: bool, small: SnapshotManager, tmp_path: Path
 ) -> None:
-    r"""FAULTS 26, 27: plain files are read by the library itself.
+    r"""PEERS 13, FAULTS 26, 27: plain files are read by the library itself.
 
     So it does not matter that an older psql stumbles over ``\restrict``, nor that a key put
     around from outside would refuse the dump's own: psql is not started.

@@ -99,7 +99,7 @@ def test_an_error_at_the_end_leaves_everything_as_it_was(
     format_name: str,
     schema_change: str,
 ) -> None:
-    """FAULTS 4, 5, 100: large objects, sequences and rows alike, though the dump has a COMMIT."""
+    """PEERS 1, FAULTS 4, 5, 100: large objects, sequences and rows alike, though the dump has a COMMIT."""
     url = make_database(server)
     schemas.make_rich(server, url)
     with SnapshotManager(url, tmp_path, minimum_free_mb=1) as manager:
@@ -178,7 +178,7 @@ def test_a_broken_constraint_is_named_and_its_key_stays_out_of_the_text(
 
 @pytest.mark.parametrize("strategy", ["in_place", "swap"])
 def test_a_cut_file_is_refused_at_any_offset(server: Server, small: SnapshotManager, strategy: str) -> None:
-    """FAULTS 1, 7, B13: also when size and checksum in the manifest were made to fit."""
+    """PEERS 3, FAULTS 1, 7, B13: also when size and checksum in the manifest were made to fit."""
     import dataclasses
     import hashlib
 

@@ -213,7 +213,7 @@ def test_a_replication_slot_or_prepared_transaction_is_not_lost(
 def test_an_error_in_the_middle_of_the_load_changes_nothing(
     server: Server, small: SnapshotManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """FAULTS 4, 51: the scratch database is dropped, the live one is as it was, its sessions go on."""
+    """PEERS 1, 4, FAULTS 4, 51: the scratch database goes, the live one is as it was, its sessions go on."""
     before = schemas.dump_text(server, small.url)
     copy = load.Loader._copy
 

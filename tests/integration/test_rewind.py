@@ -53,7 +53,7 @@ def run(url: DatabaseURL, script: str) -> None:
 
 
 def test_committed_changes_of_all_sessions_go_back(each_server: Server, make_database: MakeDatabase) -> None:
-    """C4: insert, update, delete and truncate of every connection are undone, sequences too."""
+    """PEERS 15, C4: insert, update, delete and truncate of every connection are undone, sequences too."""
     url = make_database(each_server)
     run(url, SHOP)
     before = state(url)

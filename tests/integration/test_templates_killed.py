@@ -165,7 +165,7 @@ def assert_nothing_is_lost(server: Server, small: SnapshotManager) -> None:
 def test_kill_9_at_a_step_loses_nothing(
     server: Server, small: SnapshotManager, killer: subprocess.Popen[str], start: str, where: str
 ) -> None:
-    """FAULTS 50, 62, RECIPES 3: whatever a crash leaves is used or dropped by the next command."""
+    """PEERS 1, FAULTS 50, 62, RECIPES 3: whatever a crash leaves is used or dropped by the next command."""
     make_ready(small, start)
     assert restore_killed_at(killer, where)
     assert_nothing_is_lost(server, small)

@@ -257,7 +257,7 @@ def test_a_server_that_cannot_be_used_is_told_apart(
 
 
 def test_an_older_pg_dump_is_refused_by_name(server: Server, database: DatabaseURL, tmp_path: Path) -> None:
-    """FAULTS 67: both versions are named, and the program that was used."""
+    """PEERS 12, FAULTS 67: both versions are named, and the program that was used."""
     older = find_tools(16)
     result = run_pg_dump(older, database, tmp_path / "o.sql")
     error = translate_tool_failure(result, database, doing="dumping")

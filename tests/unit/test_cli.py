@@ -200,7 +200,7 @@ class TestUsage:
         assert not Path(".keikaku").exists()
 
     def test_an_empty_url_is_refused(self, type_: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        """FAULTS 42: `--db-url "$UNSET"` does not fall through to another variable."""
+        """PEERS 7, FAULTS 42: `--db-url "$UNSET"` does not fall through to another variable."""
         monkeypatch.setenv("TEST_DATABASE_URL", "postgresql://u:p@127.0.0.1:1/real")
 
         code, _, err = type_("create", "x", "--db-url", "")

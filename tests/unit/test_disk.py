@@ -38,7 +38,7 @@ def test_enough_room_passes_and_leaves_nothing(tmp_path: Path, free_mb: dict[str
 
 
 def test_too_little_room_names_need_and_free(tmp_path: Path, free_mb: dict[str, int]) -> None:
-    """B6: ディスク容量不足 with estimate, minimum and what is free; looked at when it is called."""
+    """PEERS 8, B6: ディスク容量不足 with estimate, minimum and what is free; looked at when it is called."""
     check_space(tmp_path, 3000 * MEGABYTE)
     free_mb["free"] = 3500
     with pytest.raises(DiskFullError, match="ディスク容量不足") as caught:

@@ -73,7 +73,7 @@ class TestPromises:
     @given(snapshots, policies)
     @settings(max_examples=300, deadline=None)
     def test_what_must_never_go_stays(self, found: list[Snapshot], policy: RetentionPolicy) -> None:
-        """Design, Retention: newest valid, pinned, damaged and future-dated ones are never deleted."""
+        """PEERS 9; Design, Retention: newest valid, pinned, damaged and future-dated ones never go."""
         made = plan(found, policy, NOW)
         gone = [decision.snapshot for decision in made.delete]
 
@@ -142,7 +142,7 @@ class TestPromises:
     @given(snapshots, policies)
     @settings(max_examples=150, deadline=None)
     def test_each_name_is_decided_for_itself(self, found: list[Snapshot], policy: RetentionPolicy) -> None:
-        """FAULTS 22: app never touches app2, whatever lies beside it."""
+        """PEERS 10, FAULTS 22: app never touches app2, whatever lies beside it."""
         alone = [item for item in found if item.name == "app"]
         together = [d for d in plan(found, policy, NOW).delete if d.snapshot.name == "app"]
 

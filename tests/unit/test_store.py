@@ -459,7 +459,7 @@ class TestLatest:
 
     @pytest.mark.parametrize("mode", ["hardlink", "copy"])
     def test_a_file_that_we_made_is_replaced_in_every_mode(self, mode: LatestMode, tmp_path: Path) -> None:
-        """FAULTS 64: our own record tells it from a foreign file, also after its snapshot was deleted."""
+        """PEERS 11, FAULTS 64: our record tells it from a foreign file, also once its snapshot is deleted."""
         store = SnapshotStore(tmp_path / "s", latest_mode=mode)
         write(store, "one")
         other = SnapshotStore(tmp_path / "s", latest_mode="symlink")
@@ -576,7 +576,7 @@ class TestDelete:
         assert [path.name for path in store.directory.iterdir()] == [".locks"]
 
     def test_app_never_touches_app2(self, store: SnapshotStore) -> None:
-        """FAULTS 22: groups are made by the manifest's name, not by the beginning of a file name."""
+        """PEERS 10, FAULTS 22: groups are made by the manifest's name, not by how a file name begins."""
         others = ["app2", "app_test", "app-x", "ap"]
         for name in others:
             write(store, name, name=name)

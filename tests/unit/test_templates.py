@@ -21,7 +21,7 @@ def names(templates: list[Template]) -> list[str]:
 
 
 def test_the_least_recently_used_go_beyond_the_count() -> None:
-    """DESIGN 5: three stay."""
+    """PEERS 9, DESIGN 5: three stay."""
     found = [template(name, used) for name, used in (("a", 4), ("b", 2), ("c", 1), ("d", 3), ("e", 5))]
     assert names(to_drop(found, "e")) == ["c", "b"]
     assert to_drop(found[:3], "a") == []

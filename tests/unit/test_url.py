@@ -66,7 +66,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_
     ],
 )
 def test_a_url_is_read_as_libpq_reads_it(text: str, expected: tuple[Any, ...]) -> None:
-    """FAULTS 97: dialects are taken off, ``ssl`` becomes ``sslmode``, the rest is libpq's parser."""
+    """PEERS 7, FAULTS 97: dialects are taken off, ``ssl`` becomes ``sslmode``, the rest is libpq's parser."""
     url = parse(text)
 
     assert (url.host, url.port, url.user, url.password, url.database, url.parameters) == expected
