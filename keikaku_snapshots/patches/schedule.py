@@ -131,10 +131,8 @@ def last_due(entry: ScheduleEntry, since: datetime, now: datetime) -> datetime |
     return due
 
 
-def claim(connection: Connection, entry: ScheduleEntry, now: datetime) -> Claim | None:
-    """Take the right to start what is due of an entry; of several workers one gets it.
-
-    A worker that died after it had taken it, and before the run was recorded, leaves it to the next one.
+def is_due(connection: Connection, entry: ScheduleEntry, now: datetime) -> bool:
+    """Tell whether something of an entry is to be started; the entry is remembered if it is new.
 
     Args:
         connection: In autocommit, to a database with the schema of records.
@@ -142,32 +140,27 @@ def claim(connection: Connection, entry: ScheduleEntry, now: datetime) -> Claim 
         now: Aware time.
 
     Returns:
-        What to run; None when nothing is due, or somebody else has taken it.
+        True when `claim` would give it to somebody.
     """
     with connection.transaction():
-        row = connection.execute(
-            sql.SQL(
-                "INSERT INTO {} AS s (entry, patch_name, cron, time_zone, handled_until)"
-                " VALUES (%(entry)s, %(patch)s, %(cron)s, %(zone)s, %(now)s)"
-                " ON CONFLICT (entry) DO UPDATE SET patch_name = excluded.patch_name,"
-                " cron = excluded.cron, time_zone = excluded.time_zone,"
-                " handled_until = CASE WHEN (s.cron, s.time_zone) = (excluded.cron, excluded.time_zone)"
-                " THEN s.handled_until ELSE excluded.handled_until END"
-                " RETURNING handled_until, due_at, claimed_at, is_begun"
-            ).format(_TABLE),
-            {
-                "entry": entry.name,
-                "patch": entry.patch,
-                "cron": entry.cron,
-                "zone": entry.time_zone,
-                "now": now,
-            },
-        ).fetchone()
-        assert row is not None
-        handled_until, due_at, claimed_at, is_begun = row
-        due = last_due(entry, handled_until, now)
-        if due is None and not is_begun and not _has_begun(connection, entry, claimed_at):
-            due = due_at  # taken by a worker that died
+        return _due_at(connection, entry, now) is not None
+
+
+def claim(connection: Connection, entry: ScheduleEntry, now: datetime) -> Claim | None:
+    """Take the right to start what is due of an entry; of several workers one gets it.
+
+    A worker that died after it had taken it, and before the run was recorded, leaves it to the next one.
+
+    Args:
+        connection: In autocommit, to a database with the schema of records; it holds the worker's lock.
+        entry: The entry.
+        now: Aware time.
+
+    Returns:
+        What to run; None when nothing is due.
+    """
+    with connection.transaction():
+        due = _due_at(connection, entry, now)
         if due is None:
             return None
         taken = connection.execute(
@@ -178,8 +171,30 @@ def claim(connection: Connection, entry: ScheduleEntry, now: datetime) -> Claim 
             ).format(_TABLE),
             [due, due, entry.name],
         ).fetchone()
-        assert taken is not None
+    assert taken is not None
     return Claim(entry, due, taken[0])
+
+
+def _due_at(connection: Connection, entry: ScheduleEntry, now: datetime) -> datetime | None:
+    """For which time an entry is to be started, if for any; its row is locked from here on."""
+    row = connection.execute(
+        sql.SQL(
+            "INSERT INTO {} AS s (entry, patch_name, cron, time_zone, handled_until)"
+            " VALUES (%(entry)s, %(patch)s, %(cron)s, %(zone)s, %(now)s)"
+            " ON CONFLICT (entry) DO UPDATE SET patch_name = excluded.patch_name,"
+            " cron = excluded.cron, time_zone = excluded.time_zone,"
+            " handled_until = CASE WHEN (s.cron, s.time_zone) = (excluded.cron, excluded.time_zone)"
+            " THEN s.handled_until ELSE excluded.handled_until END"
+            " RETURNING handled_until, due_at, claimed_at, is_begun"
+        ).format(_TABLE),
+        {"entry": entry.name, "patch": entry.patch, "cron": entry.cron, "zone": entry.time_zone, "now": now},
+    ).fetchone()
+    assert row is not None
+    handled_until, due_at, claimed_at, is_begun = row
+    due = last_due(entry, handled_until, now)
+    if due is None and not is_begun and not _has_begun(connection, entry, claimed_at):
+        return due_at  # type: ignore[no-any-return]  # taken by a worker that died, or given back
+    return due
 
 
 def still_holds(connection: Connection, claim: Claim) -> bool:
@@ -211,22 +226,38 @@ def _has_begun(connection: Connection, entry: ScheduleEntry, claimed_at: datetim
     return row is not None
 
 
-def settle(
-    connection: Connection, entry: ScheduleEntry, outcome: str, execution_id: UUID | None = None
-) -> None:
-    """Remember what became of a claim; from now on no other worker starts it again.
+def settle(connection: Connection, claim: Claim, outcome: str, execution_id: UUID | None = None) -> None:
+    """Remember what became of a claim; no other worker starts it again.
 
     Args:
         connection: In autocommit.
-        entry: The entry.
+        claim: What was taken.
         outcome: A line.
         execution_id: The run, if there is one.
     """
     connection.execute(
-        sql.SQL("UPDATE {} SET is_begun = true, outcome = %s, execution_id = %s WHERE entry = %s").format(
-            _TABLE
-        ),
-        [outcome, execution_id, entry.name],
+        sql.SQL(
+            "UPDATE {} SET is_begun = true, outcome = %s, execution_id = %s"
+            " WHERE entry = %s AND claimed_at = %s"
+        ).format(_TABLE),
+        [outcome, execution_id, claim.entry.name, claim.claimed_at],
+    )
+
+
+def release(connection: Connection, claim: Claim, outcome: str) -> None:
+    """Give a claim back, because its run could not be started now; the next worker tries again.
+
+    Args:
+        connection: In autocommit.
+        claim: What was taken.
+        outcome: Why, in a line.
+    """
+    connection.execute(
+        sql.SQL(
+            "UPDATE {} SET claimed_at = pg_catalog.clock_timestamp(), outcome = %s"
+            " WHERE entry = %s AND claimed_at = %s"
+        ).format(_TABLE),
+        [outcome, claim.entry.name, claim.claimed_at],
     )
 
 
