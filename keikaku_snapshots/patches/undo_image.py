@@ -57,21 +57,38 @@ def restored_image(table: CapturedTable, kept: str) -> str:
     )
 
 
-def value_image(column: CapturedColumn, row: str) -> str:
-    """Return one value of a row as it would be kept, as a record.
+#: Types of which two values that are equal are the same; others are compared byte by byte, at some cost.
+_PLAIN = frozenset(
+    {
+        "bigint", "boolean", "bytea", "date", "integer", "oid", "smallint",
+        "timestamp with time zone", "timestamp without time zone", "uuid",
+    }
+)  # fmt: skip
+#: Texts are the same when they are equal to a collation that compares bytes.
+_TEXTS = frozenset({"text", "character varying"})
+
+
+def same(column: CapturedColumn, one: str, other: str) -> str:
+    """Return the condition that two kept values are the same to the last bit; NULL is the same as NULL.
 
     Args:
-        column: The column.
-        row: Alias of the table.
+        column: Their column.
+        one: SQL.
+        other: SQL.
     """
-    return _record([kept_value(column, f"{row}.")])
+    if column.kept_type in _PLAIN:
+        return f"({one} IS NOT DISTINCT FROM {other})"
+    if column.kept_type in _TEXTS:
+        return f'({one} COLLATE "C" IS NOT DISTINCT FROM {other} COLLATE "C")'
+    return f"({_record([one])} {SAME} {_record([other])})"
 
 
-def kept_value_image(column: CapturedColumn, kept: str) -> str:
-    """Return one kept value as a record.
+def differs(column: CapturedColumn, one: str, other: str) -> str:
+    """Return the condition that two kept values are not the same.
 
     Args:
-        column: The column.
-        kept: Alias of the log.
+        column: Their column.
+        one: SQL.
+        other: SQL.
     """
-    return _record([f"{kept}.{column.kept}"])
+    return f"(NOT {same(column, one, other)})"

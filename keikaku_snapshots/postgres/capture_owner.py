@@ -38,7 +38,7 @@ THOROUGH_STATE = "KRW02"
 
 @dataclass(frozen=True, slots=True)
 class Cascade:
-    """A foreign key that changes rows by itself when the row that it refers to goes."""
+    """A foreign key, which may change rows by itself when the row that it refers to goes."""
 
     #: Root table that refers: object id.
     child_oid: int
@@ -69,19 +69,20 @@ SELECT CASE WHEN c.relispartition THEN pg_partition_root(c.oid)::oid ELSE c.oid 
 FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_class f ON f.oid = k.confrelid
 WHERE k.contype = 'f' AND k.conparentid = 0 AND {USER_SCHEMA}
-  AND (k.confupdtype IN ('c', 'n', 'd') OR k.confdeltype IN ('c', 'n', 'd'))
+  AND (%s OR k.confupdtype IN ('c', 'n', 'd') OR k.confdeltype IN ('c', 'n', 'd'))
 ORDER BY k.oid
 """
 
 
-def cascades(connection: Connection) -> list[Cascade]:
+def cascades(connection: Connection, *, all_keys: bool = False) -> list[Cascade]:
     """List the foreign keys that cascade, set NULL or set a default.
 
     Args:
         connection: The database.
+        all_keys: List those that do nothing by themselves too.
     """
     with catalog_search_path(connection):
-        rows = connection.execute(_CASCADES).fetchall()
+        rows = connection.execute(_CASCADES, [all_keys]).fetchall()
     return [
         Cascade(
             child,
