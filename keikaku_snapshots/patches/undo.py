@@ -191,7 +191,7 @@ def _arm(
 
     names = names_of(execution_id)
     found = find_tables(connection, tables)
-    _refuse(found)
+    _refuse(connection, found)
     members = [member.identifier for table in found for member in table.members]
     # LOCK on a partitioned table takes its partitions along; all at once, so that we wait only here.
     connection.execute(f"LOCK TABLE ONLY {', ONLY '.join(members)} IN SHARE ROW EXCLUSIVE MODE")
@@ -249,7 +249,7 @@ def find_tables(connection: Connection, tables: Sequence[str]) -> list[CapturedT
     ]
 
 
-def _refuse(tables: Sequence[CapturedTable]) -> None:
+def _refuse(connection: Connection, tables: Sequence[CapturedTable]) -> None:
     without_key = [table.name.text for table in tables if not table.key]
     if without_key:
         raise PatchRefusedError(
@@ -263,7 +263,7 @@ def _refuse(tables: Sequence[CapturedTable]) -> None:
         raise AccessDeniedError(
             "the role does not own every target table, so it cannot keep their changes",
             found="\n".join(f"{table.name} of {table.owner}" for table in foreign),
-            hint=f"Use a superuser, or: GRANT {foreign[0].owner} TO …;",
+            hint=f"Use a superuser, or: GRANT {foreign[0].owner} TO {connection.info.user};",
         )
 
 

@@ -83,6 +83,14 @@ def ddl_hash_function(names: CaptureNames) -> str:
     Returns:
         SQL.
     """
+    return (
+        f"CREATE FUNCTION {names.schema}.ddl_hash() RETURNS bigint LANGUAGE plpgsql"
+        f" AS {literal(f'BEGIN RETURN ({ddl_hash_query()}); END')};\n"
+    )
+
+
+def ddl_hash_query() -> str:
+    """Return the query of the hash itself."""
     ours = "ARRAY[" + ", ".join(literal(schema) for schema in OUR_SCHEMAS) + "]::name[]"
     rel = _RELATIONS.format(ours=ours)
     spaces = f"SELECT n.oid FROM pg_namespace n WHERE n.nspname !~ '^pg_' AND n.nspname <> ALL ({ours})"
@@ -90,11 +98,7 @@ def ddl_hash_function(names: CaptureNames) -> str:
         f"SELECT hash_record_extended({part.format(ours=ours).replace(' FROM ', f', {number}) FROM ', 1)}"
         for number, part in enumerate(_PARTS)
     )
-    query = (
+    return (
         f"WITH spaces AS MATERIALIZED ({spaces}), rel AS MATERIALIZED ({rel})"
         f" SELECT coalesce(bit_xor(h), 0) FROM ({parts}) everything(h)"
-    )
-    return (
-        f"CREATE FUNCTION {names.schema}.ddl_hash() RETURNS bigint LANGUAGE plpgsql"
-        f" AS {literal(f'BEGIN RETURN ({query}); END')};\n"
     )
