@@ -101,7 +101,7 @@ def write(
     rejected = {key for key, _ in transformed.rejects}
     violations = 0
     if wrong is not None:
-        violations = _count_wrong(
+        violations = count_wrong(
             connection, plan.walked, [key for key in transformed.keys if key not in rejected], wrong
         )
     processed = len(transformed.keys)
@@ -204,7 +204,15 @@ def _insert(connection: Connection, plan: Plan, group: Group, texts: Texts) -> i
     return connection.execute(query, values).rowcount
 
 
-def _count_wrong(connection: Connection, keyset: Keyset, keys: list[Key], wrong: sql.Composable) -> int:
+def count_wrong(connection: Connection, keyset: Keyset, keys: list[Key], wrong: sql.Composable) -> int:
+    """Count the rows that are not as they should be.
+
+    Args:
+        connection: The database.
+        keyset: Table and key.
+        keys: Which rows.
+        wrong: The condition.
+    """
     if not keys:
         return 0
     source, values = key_values(keys, keyset)

@@ -100,7 +100,7 @@ def fail(
             error_sqlstate=state,
         )
         disarm(worker)
-        return _failed(error, worker.execution, "Nothing had been changed.")
+        return failed(error, worker.execution, "Nothing had been changed.")
     worker.record(sub_state="rolling_back", error_message=message, error_sqlstate=state)
     if error.details.get("event") == "integrity":
         worker.tell("integrity", {"reason": message})
@@ -109,7 +109,7 @@ def fail(
     except KeikakuError as second:
         second.details.setdefault("sqlstate", state)
         return second
-    return _failed(error, worker.execution, f"Rows taken back: {done.restored:,}.")
+    return failed(error, worker.execution, f"Rows taken back: {done.restored:,}.")
 
 
 def finish_rollback(
@@ -213,7 +213,14 @@ def disarm(worker: Worker) -> None:
         )  # fmt: skip
 
 
-def _failed(error: KeikakuError, execution: Execution, taken_back: str) -> KeikakuError:
+def failed(error: KeikakuError, execution: Execution, taken_back: str) -> KeikakuError:
+    """Make the error that a run raises which has failed.
+
+    Args:
+        error: Why.
+        execution: The run.
+        taken_back: What became of its changes.
+    """
     facts: dict[str, Any] = {"execution_id": str(execution.execution_id), "rolled_back": True}
     if isinstance(error, PatchFailedError | MemoryLimitExceededError):
         error.details |= facts
@@ -222,7 +229,7 @@ def _failed(error: KeikakuError, execution: Execution, taken_back: str) -> Keika
     return PatchFailedError(
         f"data patch {execution.patch_name} failed: {error.what}",
         found=f"{error.found}\n{taken_back} Execution: {execution.execution_id}".lstrip(),
-        hint=error.hint,
-        hint_ja=error.hint_ja,
+        # A hint of the error's class speaks of other work than patches.
+        **({"hint": error.hint, "hint_ja": error.hint_ja} if error.hint != error.default_hint else {}),
         **error.details | facts,
     )

@@ -91,11 +91,13 @@ def count_matching(connection: Connection, keyset: Keyset) -> int:
     total, after = 0, None
     while True:
         query = sql.SQL(
-            "SELECT count(*) FILTER (WHERE keikaku_wanted), (array_agg(ARRAY[{texts}]))[count(*)]"
+            "SELECT count(*) FILTER (WHERE keikaku_wanted), {texts}"
             " FROM (SELECT {renamed}, ({where}) AS keikaku_wanted FROM {table} WHERE {within}{order}"
             " LIMIT {limit}) c"
         ).format(
-            texts=sql.SQL(", ").join(sql.SQL("{}::text").format(name) for name in keyset.names),
+            texts=sql.SQL(", ").join(
+                sql.SQL("(array_agg({}::text))[count(*)::integer]").format(name) for name in keyset.names
+            ),
             renamed=keyset.renamed,
             where=keyset.where,
             table=keyset.table,
@@ -107,4 +109,4 @@ def count_matching(connection: Connection, keyset: Keyset) -> int:
         if row is None or row[1] is None:
             return total
         total += row[0]
-        after = tuple(row[1])
+        after = tuple(row[1:])

@@ -5,29 +5,25 @@ from __future__ import annotations
 import getpass
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from keikaku_snapshots.errors import KeikakuError, PatchFailedError, PatchRefusedError, UsageError
+from keikaku_snapshots.errors import PatchRefusedError, UsageError
 from keikaku_snapshots.patches import records
-from keikaku_snapshots.patches.database_undo import DatabaseUndo
+from keikaku_snapshots.patches.backup_point import BackupPoint
 from keikaku_snapshots.patches.definition import RowPatch, SqlPatch, StepPatch
-from keikaku_snapshots.patches.ending import LEFT_ALONE, disarm, explained, fail, finish_rollback
-from keikaku_snapshots.patches.estimate import FACTOR, LEAST_S, count_matching, estimate
-from keikaku_snapshots.patches.guards import check_guards, check_source
+from keikaku_snapshots.patches.drive import Asked, Drive, is_stale
+from keikaku_snapshots.patches.ending import finish_rollback
+from keikaku_snapshots.patches.guards import check_source
 from keikaku_snapshots.patches.lease import lock_keys
-from keikaku_snapshots.patches.loop import CancelledError, StoppedError, over_memory
 from keikaku_snapshots.patches.parameters import HIDDEN, read_parameters
-from keikaku_snapshots.patches.plan import make_plan
-from keikaku_snapshots.patches.records_schema import SCHEMA
 from keikaku_snapshots.patches.registry import DataPatchRegistry
-from keikaku_snapshots.patches.run import Job, Run
 from keikaku_snapshots.patches.settings import EngineSettings, PatchSettings
 from keikaku_snapshots.patches.source import source_hash
 from keikaku_snapshots.patches.surroundings import Surroundings, utc_now
 from keikaku_snapshots.patches.targets import read_targets
+from keikaku_snapshots.patches.trial import Trial
 from keikaku_snapshots.patches.watchdog import Watchdog
 from keikaku_snapshots.patches.worker import Worker
 from keikaku_snapshots.postgres.connect import translated
@@ -35,36 +31,17 @@ from keikaku_snapshots.postgres.url import DatabaseURL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from datetime import datetime
     from uuid import UUID
 
     from keikaku_snapshots.patches.definition import Patch
-    from keikaku_snapshots.patches.execution import Execution
-    from keikaku_snapshots.patches.parameters import Parameters
-    from keikaku_snapshots.patches.plan import Plan
+    from keikaku_snapshots.patches.execution import Execution, Kind
     from keikaku_snapshots.patches.ports import Audit, Backup, Notify, Undo
     from keikaku_snapshots.patches.settings import Mode, OnConflict
     from keikaku_snapshots.patches.windows import Windows
     from keikaku_snapshots.postgres.connect import Connection
 
 _MB = 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Asked:
-    """What the caller wants."""
-
-    #: The patch.
-    patch: Patch
-    #: Its parameters.
-    parameters: Parameters
-    #: Its settings.
-    settings: PatchSettings
-    #: Gets the run after each batch.
-    progress: Callable[[Execution], None] | None = None
-    #: Whether it may run although it has run before.
-    again: bool = False
-    #: Whether this goes on with a run that another process began.
-    resumes: bool = False
 
 
 class DataPatchExecutor:
@@ -106,7 +83,7 @@ class DataPatchExecutor:
         self._around = Surroundings(
             url=DatabaseURL.parse(db_url),
             engine=shared,
-            undo=undo if undo is not None else DatabaseUndo(),
+            undo=undo if undo is not None else BackupPoint(),
             backup=backup,
             audit=audit,
             notify=notify,
@@ -114,6 +91,7 @@ class DataPatchExecutor:
             clock=clock or utc_now,
         )
         self._stop = threading.Event()
+        self._drive = Drive(self._around, self._stop)
 
     def request_stop(self) -> None:
         """Stop after the present batch; the run is paused then. Safe in a signal handler."""
@@ -158,35 +136,47 @@ class DataPatchExecutor:
         patch = self._registry.find(name)
         settings = self._settings_of(name, batch_size, memory_limit_mb)
         parameters = read_parameters(patch, {**settings.parameters, **(params or {})})
+        asked = Asked(patch=patch, parameters=parameters, settings=settings, progress=progress, again=again)
+        kind: Kind = "dry_run" if dry_run else "run"
+        execution = self._insert(asked, kind, actor, outside_window_reason=outside_window)
         if dry_run:
-            raise NotImplementedError
-        with self._connection() as control:
-            records.ensure_schema(control)
-            execution = records.insert(
-                control,
-                {
-                    "execution_id": uuid4(),
-                    "patch_name": name,
-                    "patch_version": patch.version,
-                    "kind": "run",
-                    "status": "pending",
-                    "sub_state": "pending",
-                    "dry_run": False,
-                    "actor": actor or getpass.getuser(),
-                    "parameters": parameters.shown,
-                    "parameters_hash": parameters.hash,
-                    "source_hash": source_hash(patch),
-                    "target_tables": (*patch.tables(), *settings.target_tables),
-                    "mode": settings.mode,
-                    "batch_size": settings.batch_size,
-                    "outside_window_reason": outside_window,
-                    "findings": {"kind": _kind(patch)},
-                },
-            )
-        return self._work(
-            _Asked(patch=patch, parameters=parameters, settings=settings, progress=progress, again=again),
-            execution,
-        )
+            return Trial(self._around, asked, execution, self._stop).run()
+        return self._drive.run(asked, execution)
+
+    def rehearse(
+        self,
+        name: str,
+        params: Mapping[str, Any] | None = None,
+        actor: str | None = None,
+        *,
+        batches: int = 3,
+        batch_size: int | None = None,
+        memory_limit_mb: int | None = None,
+    ) -> Execution:
+        """Run some batches of a patch and roll them back.
+
+        Args:
+            name: The patch.
+            params: Its parameters.
+            actor: Who wants it.
+            batches: How many batches; a `StepPatch` runs all its steps.
+            batch_size: Rows of a batch; the setting's when None.
+            memory_limit_mb: Most resident memory; the setting's when None.
+
+        Returns:
+            The rehearsal, completed.
+
+        Raises:
+            UsageError: Name, parameters or options are wrong.
+            PatchFailedError: A batch failed.
+        """
+        if batches < 1:
+            raise UsageError("a rehearsal has at least one batch", found=f"Given: {batches}")
+        patch = self._registry.find(name)
+        settings = self._settings_of(name, batch_size, memory_limit_mb)
+        parameters = read_parameters(patch, {**settings.parameters, **(params or {})})
+        asked = Asked(patch=patch, parameters=parameters, settings=settings)
+        return Trial(self._around, asked, self._insert(asked, "rehearsal", actor), self._stop).run(batches)
 
     def resume(
         self,
@@ -227,8 +217,8 @@ class DataPatchExecutor:
                 execution = records.update(
                     control, execution.execution_id, outside_window_reason=outside_window
                 )
-        return self._work(
-            _Asked(patch=patch, parameters=parameters, settings=settings, progress=progress, resumes=True),
+        return self._drive.run(
+            Asked(patch=patch, parameters=parameters, settings=settings, progress=progress, resumes=True),
             execution,
         )
 
@@ -285,7 +275,7 @@ class DataPatchExecutor:
         who = actor or getpass.getuser()
         try:
             targets = read_targets(worker.control, execution.target_tables)
-            worker.lock(lock_keys(execution.patch_name, targets), take_over=self._is_stale(worker))
+            worker.lock(lock_keys(execution.patch_name, targets), take_over=is_stale(worker))
             reason = worker.execution.error_message or f"Rolled back by {who}."
             worker.record(status="running", sub_state="rolling_back", error_message=reason)
             finish_rollback(worker, on_conflict or settings.on_conflict, reason)
@@ -307,105 +297,28 @@ class DataPatchExecutor:
                 return [records.find(control, execution_id)]
             return records.recent(control)
 
-    def _work(self, asked: _Asked, execution: Execution) -> Execution:
-        settings = asked.settings
-        expected = execution.estimated_s
-        watch = Watchdog(
-            memory_limit_bytes=settings.memory_limit_mb * _MB,
-            time_limit_s=None,
-            active_s=execution.active_s,
-            estimate_s=expected,
-            every_s=self._around.engine.watch_s,
-        )
-        worker = Worker(self._around, execution, lambda: watch.memory_bytes)
-        armed = execution.sub_state not in {"pending", "validating"}
-        try:
-            with watch:
-                run = self._begin(worker, watch, asked)
-                try:
-                    armed = True
-                    if execution.sub_state == "rolling_back":
-                        finish_rollback(worker, settings.on_conflict, execution.error_message)
-                    else:
-                        run.go()
-                        disarm(worker)
-                except StoppedError as stopped:
-                    worker.record(sub_state=stopped.sub_state, active_s=watch.active_s)
-                except LEFT_ALONE:
-                    raise
-                except CancelledError:
-                    cancelled = PatchFailedError(f"data patch {asked.patch.name} was cancelled")
-                    raise fail(worker, cancelled, settings.on_conflict, armed=armed, cancelled=True) from None
-                except Exception as error:
-                    known = explained(worker, error)
-                    if isinstance(known, LEFT_ALONE):
-                        raise known from error
-                    armed = worker.execution.sub_state not in {"pending", "validating"}
-                    raise fail(worker, known, settings.on_conflict, armed=armed) from error
-                except BaseException:
-                    # Ctrl-C: the batch was rolled back, and everything before it stays.
-                    worker.record(sub_state="paused", active_s=watch.active_s)
-                    raise
-            return worker.execution
-        finally:
-            worker.close()
-
-    def _begin(self, worker: Worker, watch: Watchdog, asked: _Asked) -> Run:
-        """Do what may refuse a run: nothing is changed yet."""
-        patch, settings, resumes = asked.patch, asked.settings, asked.resumes
-        try:
-            with translated(self._around.url, f"preparing data patch {patch.name}"):
-                plan = make_plan(worker.control, patch, asked.parameters, settings.target_tables)
-                worker.lock(lock_keys(patch.name, plan.targets), take_over=resumes and self._is_stale(worker))
-                if watch.memory_bytes >= watch.memory_limit_bytes:
-                    raise over_memory(watch.memory_bytes, watch.memory_limit_bytes)
-                if not resumes:
-                    self._check(worker, plan, asked)
-            watch.estimate_s = worker.execution.estimated_s
-            watch.time_limit_s = (
-                settings.max_runtime_s
-                if settings.max_runtime_s is not None
-                else FACTOR * (worker.execution.estimated_s or LEAST_S)
-            )
-        except KeikakuError as error:
-            error.details.setdefault("execution_id", str(worker.execution.execution_id))
-            if not resumes:
-                worker.record(
-                    event="failed",
-                    status="failed",
-                    sub_state="failed",
-                    completed_at=datetime.now(UTC),
-                    error_message=str(error),
-                    error_sqlstate=str(error.details.get("sqlstate") or ""),
-                )
-            raise
-        return Run(
-            worker, Job(plan=plan, settings=settings, watch=watch, stop=self._stop, progress=asked.progress)
-        )
-
-    def _check(self, worker: Worker, plan: Plan, asked: _Asked) -> None:
-        settings, control = asked.settings, worker.control
-        count = None
-        if plan.keyset is not None and settings.require_dry_run:
-            count = count_matching(control, plan.keyset)
-        check_guards(control, self._around, worker.execution, settings, again=asked.again, count=count)
-        expected = estimate(control, worker.execution, settings, count)
-        worker.record(
-            status="running",
-            sub_state="validating",
-            started_at=datetime.now(UTC),
-            estimated_records=expected.records,
-            estimated_s=expected.seconds,
-            target_tables=[target.name.text for target in plan.targets],
-        )
-
-    def _is_stale(self, worker: Worker) -> bool:
-        row = worker.control.execute(
-            f"SELECT clock_timestamp() - beat_at > make_interval(secs => %s) FROM {SCHEMA}.heartbeat"  # noqa: S608
-            " WHERE execution_id = %s",
-            [self._around.engine.lease_s, worker.execution.execution_id],
-        ).fetchone()
-        return row is None or bool(row[0])
+    def _insert(self, asked: Asked, kind: Kind, actor: str | None, **more: Any) -> Execution:
+        patch, settings = asked.patch, asked.settings
+        values = {
+            "execution_id": uuid4(),
+            "patch_name": patch.name,
+            "patch_version": patch.version,
+            "kind": kind,
+            "status": "pending",
+            "sub_state": "pending",
+            "dry_run": kind != "run",
+            "actor": actor or getpass.getuser(),
+            "parameters": asked.parameters.shown,
+            "parameters_hash": asked.parameters.hash,
+            "source_hash": source_hash(patch),
+            "target_tables": (*patch.tables(), *settings.target_tables),
+            "mode": settings.mode,
+            "batch_size": settings.batch_size,
+            "findings": {"kind": _kind(patch)},
+        }
+        with self._connection() as control:
+            records.ensure_schema(control)
+            return records.insert(control, values | more)
 
     def _settings_of(
         self, name: str, batch_size: int | None = None, memory_limit_mb: int | None = None

@@ -34,10 +34,15 @@ def lock_keys(patch_name: str, targets: Sequence[Target]) -> list[int]:
         targets: Its tables.
     """
     tables = sorted(target.oid for target in targets)
-    return [_key(f"patch {patch_name}"), *(_key(f"table {oid}") for oid in tables)]
+    return [key_of(f"patch {patch_name}"), *(key_of(f"table {oid}") for oid in tables)]
 
 
-def _key(text: str) -> int:
+def key_of(text: str) -> int:
+    """Return the key of an advisory lock.
+
+    Args:
+        text: What is locked.
+    """
     digest = hashlib.sha256(b"keikaku_patches\0" + text.encode()).digest()
     return int.from_bytes(digest[:8], "big", signed=True)
 

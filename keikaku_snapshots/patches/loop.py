@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import gc
 import random
-from datetime import timedelta
-from fractions import Fraction
 from typing import TYPE_CHECKING, Final
 
 import psycopg
 
 from keikaku_snapshots.errors import (
-    KeikakuError,
-    MemoryLimitExceededError,
-    OperationTimeoutError,
     PatchFailedError,
 )
 from keikaku_snapshots.patches import records
 from keikaku_snapshots.patches.batch import BatchResult, CommitInDoubtError
+from keikaku_snapshots.patches.limits import over_limit, too_many_wrong
 from keikaku_snapshots.patches.records_schema import SCHEMA
 from keikaku_snapshots.patches.sizing import Sizing
 from keikaku_snapshots.patches.watchdog import OverLimitError
 from keikaku_snapshots.postgres.connect import is_transient
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Callable
 
     from keikaku_snapshots.patches.batch import BatchProcessor
-    from keikaku_snapshots.patches.execution import Execution, SubState
+    from keikaku_snapshots.patches.between import Between
+    from keikaku_snapshots.patches.execution import Execution
     from keikaku_snapshots.patches.keyset import Key
     from keikaku_snapshots.patches.settings import PatchSettings
     from keikaku_snapshots.patches.watchdog import Watchdog
@@ -44,18 +40,6 @@ _LAG_LOOK_S: Final = 0.5
 _MB: Final = 1024 * 1024
 
 
-class StoppedError(Exception):
-    """The run stops between two batches, to be resumed."""
-
-    def __init__(self, sub_state: SubState) -> None:
-        super().__init__(sub_state)
-        self.sub_state = sub_state
-
-
-class CancelledError(Exception):
-    """An operator wants the run to be taken back."""
-
-
 class BatchLoop:
     """Does the batches of a run until the table ends.
 
@@ -63,8 +47,7 @@ class BatchLoop:
         worker: Sessions and state of the run.
         settings: Limits of the patch.
         watch: Memory and time.
-        stop: Set when the process is to stop after the present batch.
-        outside_window: True when windows do not matter.
+        between: What is looked at between two batches.
         progress: Gets the run after each batch.
     """
 
@@ -73,16 +56,14 @@ class BatchLoop:
         worker: Worker,
         settings: PatchSettings,
         watch: Watchdog,
-        stop: threading.Event,
+        between: Between,
         *,
-        outside_window: bool = False,
         progress: Callable[[Execution], None] | None = None,
     ) -> None:
         self._worker = worker
         self._settings = settings
         self._watch = watch
-        self._stop = stop
-        self._outside_window = outside_window
+        self.between = between
         self._progress = progress
         self._advanced: Execution | None = None
         self._deferring: tuple[Key, ...] = ()
@@ -183,7 +164,7 @@ class BatchLoop:
     def _step(
         self, call: Callable[[Connection, int, bool], BatchResult | None], *, resizes: bool = True
     ) -> bool:
-        self._between()
+        self.between.look((self.sizing.row_s or 0.0) * self.sizing.size)
         attempt, halved, skip = 0, False, False
         while True:
             number = self._worker.execution.batch_number
@@ -219,12 +200,8 @@ class BatchLoop:
 
     def _over_limit(self, error: BaseException, *, halved: bool) -> None:
         """Give memory back and allow one more try, or give up."""
-        if self._watch.cause == "time":
-            raise over_time(self._watch) from error
-        used = self._watch.memory_bytes
-        if halved:
-            raise over_memory(used, self._watch.memory_limit_bytes) from error
-        del error
+        if halved or self._watch.cause == "time":
+            raise over_limit(self._watch) from error
         gc.collect()
         self._watch.forget()
 
@@ -241,7 +218,7 @@ class BatchLoop:
         self.sizing = self.sizing.halved()
         if attempt >= self._worker.around.engine.batch_attempts:
             return True
-        self._pause(random.uniform(0.5, 1.5) * min(0.05 * 2**attempt, 2.0))
+        self.between.pause(random.uniform(0.5, 1.5) * min(0.05 * 2**attempt, 2.0))
         return False
 
     def _step_deferred(self, processor: BatchProcessor) -> bool:
@@ -284,65 +261,6 @@ class BatchLoop:
         )
         return [tuple(row[0]) for row in rows]
 
-    def _between(self) -> None:
-        """Look at all that may stop or slow a run between two batches."""
-        self._tell_news()
-        if self._stop.is_set():
-            raise StoppedError("paused")
-        asked = self._worker.controlled(
-            lambda: records.requests(self._worker.control, self._worker.execution.execution_id)
-        )
-        if asked:
-            self._worker.controlled(
-                lambda: records.take_requests(self._worker.control, self._worker.execution.execution_id)
-            )
-            if "cancel" in asked:
-                raise CancelledError
-            raise StoppedError("paused")
-        self._check_window()
-        self._wait_for_replicas()
-        if self._settings.pause_s and self._worker.execution.batch_number:
-            self._pause(self._settings.pause_s)
-
-    def _check_window(self) -> None:
-        windows = self._worker.around.windows
-        if windows is None or self._outside_window:
-            return
-        now = self._worker.around.clock()
-        closes_at = windows.closes_at(now)
-        batch_s = (self.sizing.row_s or 0.0) * self.sizing.size
-        if closes_at is None or now + timedelta(seconds=batch_s) >= closes_at:
-            raise StoppedError("window_closed")
-
-    def _wait_for_replicas(self) -> None:
-        limit_s = self._settings.max_replica_lag_s
-        if limit_s is None:
-            return
-        while not self._stop.is_set():
-            row = self._worker.control.execute(
-                "SELECT max(extract(epoch FROM replay_lag)) FROM pg_catalog.pg_stat_replication"
-            ).fetchone()
-            if not row or row[0] is None or row[0] <= limit_s:
-                return
-            self._pause(_LAG_LOOK_S)
-
-    def _pause(self, seconds: float) -> None:
-        self._stop.wait(seconds)
-
-    def _tell_news(self) -> None:
-        watch = self._watch
-        for warning in watch.news():
-            if warning == "memory_high":
-                self._worker.tell(
-                    "memory", {"used_bytes": watch.memory_bytes, "limit_bytes": watch.memory_limit_bytes}
-                )
-            else:
-                times = 2 if warning == "time_twice" else 3
-                self._worker.tell(
-                    "overtime",
-                    {"active_s": watch.active_s, "estimated_s": watch.estimate_s, "times": times},
-                )
-
     def check_ratio(self, *, at_end: bool = False) -> None:
         """Give up when too many rows are not as they should be.
 
@@ -353,43 +271,9 @@ class BatchLoop:
             PatchFailedError: Too many are.
         """
         execution = self._worker.execution
-        processed, inconsistent = execution.processed_records, execution.inconsistent_records
-        if not inconsistent or not (at_end or (processed >= _RATIO_ROWS and execution.batch_number)):
-            return
-        limit = Fraction(str(self._settings.inconsistency_limit))
-        if inconsistent >= limit * processed:
-            raise PatchFailedError(
-                "too many rows are not as they should be",
-                found=f"{inconsistent:,} of {processed:,} rows ({inconsistent / processed:.1%}); "
-                f"{float(limit):.1%} or more fails",
-                event="integrity",
+        if at_end or (execution.processed_records >= _RATIO_ROWS and execution.batch_number):
+            too_many_wrong(
+                execution.inconsistent_records,
+                execution.processed_records,
+                self._settings.inconsistency_limit,
             )
-
-
-def over_memory(used: int, limit: int) -> MemoryLimitExceededError:
-    """Make the error of a run that needs too much memory.
-
-    Args:
-        used: Bytes that were in use.
-        limit: Bytes that were allowed.
-    """
-    return MemoryLimitExceededError(
-        "a data patch used more memory than it may",
-        found=f"Used: {used / _MB:.0f} MB; limit: {limit / _MB:.0f} MB",
-        used_bytes=used,
-        limit_bytes=limit,
-    )
-
-
-def over_time(watch: Watchdog) -> KeikakuError:
-    """Make the error of a run that takes too long.
-
-    Args:
-        watch: What measured it.
-    """
-    return OperationTimeoutError(
-        "a data patch ran much longer than it should",
-        found=f"Worked: {watch.active_s:.1f} s; limit: {watch.time_limit_s or 0:.1f} s",
-        hint="Look for what slowed it down (locks, load), or set estimated_duration or max_runtime.",
-        hint_ja="原因(ロック・負荷)を確認するか、max_runtime を設定してください。",
-    )

@@ -45,6 +45,11 @@ class NoUndo:
     def disarm(self, connection: Connection, execution_id: UUID) -> None:
         """Do nothing."""
 
+    def check_disk(self, connection: Connection, tables: Sequence[str], rows: int) -> int:
+        """Return 0."""
+        del connection, tables, rows
+        return 0
+
     def size_bytes(self, connection: Connection, execution_id: UUID) -> int:
         """Return 0."""
         del connection, execution_id

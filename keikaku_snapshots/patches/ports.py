@@ -51,6 +51,9 @@ class Undo(Protocol):
     def disarm(self, connection: Connection, execution_id: UUID) -> None:
         """Drop triggers and functions; the undo itself stays."""
 
+    def check_disk(self, connection: Connection, tables: Sequence[str], rows: int) -> int:
+        """Return how many bytes the undo of so many rows will take; raise when the disk has no room."""
+
     def size_bytes(self, connection: Connection, execution_id: UUID) -> int:
         """Return how much the undo takes."""
 

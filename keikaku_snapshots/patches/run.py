@@ -11,6 +11,7 @@ import psycopg
 
 from keikaku_snapshots.errors import PatchFailedError
 from keikaku_snapshots.patches.batch import BatchProcessor
+from keikaku_snapshots.patches.between import Between
 from keikaku_snapshots.patches.context import PatchContext
 from keikaku_snapshots.patches.definition import StepPatch
 from keikaku_snapshots.patches.keyset import last_key
@@ -154,8 +155,7 @@ class Run:
             worker,
             job.settings,
             job.watch,
-            job.stop,
-            outside_window=bool(worker.execution.outside_window_reason),
+            Between(worker, job.settings, job.watch, job.stop),
             progress=job.progress,
         )
         execution_id = worker.execution.execution_id

@@ -63,12 +63,36 @@ class SetBased:
         )
 
     @property
+    def expressions(self) -> dict[str, sql.Composable]:
+        """The new value of each changed column, of the column's type."""
+        return {
+            column.name: sql.SQL("{}::{}").format(expression, sql.SQL(column.compare_type))
+            for column, expression in self._expressions.items()
+        }
+
+    @property
     def new_values(self) -> dict[str, sql.Composable]:
         """The new value of each changed column as text."""
         return {
             column.name: sql.SQL("({}::{})::text").format(expression, sql.SQL(column.compare_type))
             for column, expression in self._expressions.items()
         }
+
+    def change(self, condition: sql.Composable) -> sql.Composed:
+        """Return the UPDATE of a batch.
+
+        Args:
+            condition: Which rows.
+        """
+        return sql.SQL("UPDATE {} SET {} WHERE {} AND ({})").format(
+            self._keyset.table,
+            sql.SQL(", ").join(
+                sql.SQL("{} = {}").format(sql.Identifier(column.name), expression)
+                for column, expression in self._expressions.items()
+            ),
+            condition,
+            self.differs,
+        )
 
     def run(self, connection: Connection, condition: sql.Composable, values: dict[str, Any]) -> Counts:
         """Change the rows of a batch in the caller's transaction.
@@ -92,18 +116,9 @@ class SetBased:
             return Counts(locked[0], 0, locked[1], locked[2])
         # A statement of its own: its snapshot sees what the rows have become while it waited for them.
         change = sql.SQL(
-            "WITH changed AS (UPDATE {} SET {} WHERE {} AND ({}) RETURNING {} AS wrong)"
+            "WITH changed AS ({} RETURNING {} AS wrong)"
             " SELECT count(*), count(*) FILTER (WHERE wrong) FROM changed"
-        ).format(
-            self._keyset.table,
-            sql.SQL(", ").join(
-                sql.SQL("{} = {}").format(sql.Identifier(column.name), expression)
-                for column, expression in self._expressions.items()
-            ),
-            condition,
-            self.differs,
-            self.wrong,
-        )
+        ).format(self.change(condition), self.wrong)
         changed = connection.execute(change, values).fetchone()
         assert changed is not None
         # A row may have come to meet the condition between the two statements.

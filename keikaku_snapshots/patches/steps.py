@@ -47,7 +47,7 @@ def run_steps(
     """
     begin = opening(settings, max(worker.around.engine.lease_s, settings.statement_timeout_s), switch)
     for _, work in list(patch.steps(context))[worker.execution.batch_number :]:
-        step = partial(_step, worker, work, context, tables)
+        step = partial(do_step, worker, work, context, tables)
         loop.step(partial(_in_transaction, begin, step, loop))
 
 
@@ -57,13 +57,25 @@ def _in_transaction(
     return transaction(connection, begin, lambda: step(connection), loop.advance)
 
 
-def _step(
+def do_step(
     worker: Worker,
     work: Callable[[StepContext], None],
     context: PatchContext,
     tables: Sequence[str],
     connection: Connection,
 ) -> BatchResult:
+    """Do a step in the caller's transaction.
+
+    Args:
+        worker: Undo and state of the run.
+        work: What does it.
+        context: What the patch gets to know.
+        tables: Tables that it may change.
+        connection: In a transaction.
+
+    Returns:
+        What it did.
+    """
     began, started_at = time.monotonic(), datetime.now(UTC)
     changed = 0
 
