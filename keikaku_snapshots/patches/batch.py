@@ -295,6 +295,20 @@ def transaction(
     if result is None:
         _roll_back(connection)
         return None
+    commit(connection)
+    return replace(result, seconds=time.monotonic() - began)
+
+
+def commit(connection: Connection) -> None:
+    """Commit a transaction.
+
+    Args:
+        connection: In a transaction.
+
+    Raises:
+        psycopg.Error: The server refused; nothing is left.
+        CommitInDoubtError: The connection was lost, and nobody knows whether it was committed.
+    """
     reached("before_commit")
     try:
         connection.execute("COMMIT")
@@ -303,7 +317,6 @@ def transaction(
             raise CommitInDoubtError from error
         raise
     reached("after_commit")
-    return replace(result, seconds=time.monotonic() - began)
 
 
 def _roll_back(connection: Connection) -> None:

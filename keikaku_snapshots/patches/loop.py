@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from keikaku_snapshots.patches.between import Between
     from keikaku_snapshots.patches.execution import Execution
     from keikaku_snapshots.patches.keyset import Key
+    from keikaku_snapshots.patches.set_based import Counts
     from keikaku_snapshots.patches.settings import PatchSettings
     from keikaku_snapshots.patches.watchdog import Watchdog
     from keikaku_snapshots.patches.worker import Worker
@@ -88,6 +89,41 @@ class BatchLoop:
             pass
         self.check_ratio(at_end=True)
 
+    def look(self) -> None:
+        """Look at what may stop or slow the run between two batches.
+
+        Raises:
+            StoppedError: The run is to pause.
+            CancelledError: It is to be taken back.
+        """
+        self.between.look((self.sizing.row_s or 0.0) * self.sizing.size)
+
+    def count(self, connection: Connection, result: BatchResult) -> None:
+        """Count a batch whose transaction goes on: where it stands is told, but the cursor stays.
+
+        Args:
+            connection: The work connection, in the transaction.
+            result: What the batch did.
+        """
+        worker, counts = self._worker, result.counts
+        self._write_keys(connection, worker.execution, result)
+        self._log(connection, worker.execution, result)
+        worker.execution = records.advance(
+            worker.control,
+            worker.execution,
+            cursor=None,
+            counts=_sums(counts),
+            next_size=self.sizing.size,
+            active_s=self._watch.active_s,
+            peak_memory_bytes=self._watch.peak_bytes,
+            switched=False,
+        )
+        if result.size:
+            self.sizing = self.sizing.after(result.seconds)
+        if self._progress is not None:
+            self._progress(worker.execution)
+        self.check_ratio()
+
     def step(self, call: Callable[[Connection], BatchResult | None]) -> bool:
         """Do one step that has no size, with the same care.
 
@@ -116,18 +152,16 @@ class BatchLoop:
             connection,
             execution,
             cursor=result.cursor,
-            counts={
-                "processed_records": counts.processed,
-                "changed_records": counts.changed,
-                "unchanged_records": counts.unchanged,
-                "rejected_records": counts.rejected,
-                "inconsistent_records": counts.inconsistent,
-            },
+            counts=_sums(counts),
             next_size=self.sizing.size,
             active_s=self._watch.active_s,
             peak_memory_bytes=self._watch.peak_bytes,
             switched=True,
         )
+        self._log(connection, execution, result)
+
+    def _log(self, connection: Connection, execution: Execution, result: BatchResult) -> None:
+        counts = result.counts
         records.log_batch(
             connection,
             execution.execution_id,
@@ -164,7 +198,7 @@ class BatchLoop:
     def _step(
         self, call: Callable[[Connection, int, bool], BatchResult | None], *, resizes: bool = True
     ) -> bool:
-        self.between.look((self.sizing.row_s or 0.0) * self.sizing.size)
+        self.look()
         attempt, halved, skip = 0, False, False
         while True:
             number = self._worker.execution.batch_number
@@ -277,3 +311,13 @@ class BatchLoop:
                 execution.processed_records,
                 self._settings.inconsistency_limit,
             )
+
+
+def _sums(counts: Counts) -> dict[str, int]:
+    return {
+        "processed_records": counts.processed,
+        "changed_records": counts.changed,
+        "unchanged_records": counts.unchanged,
+        "rejected_records": counts.rejected,
+        "inconsistent_records": counts.inconsistent,
+    }

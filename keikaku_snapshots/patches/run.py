@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 
@@ -13,11 +13,12 @@ from keikaku_snapshots.errors import PatchFailedError
 from keikaku_snapshots.patches.batch import BatchProcessor
 from keikaku_snapshots.patches.between import Between
 from keikaku_snapshots.patches.context import PatchContext
-from keikaku_snapshots.patches.definition import StepPatch
+from keikaku_snapshots.patches.definition import Patch, RowPatch, SqlPatch, StepPatch
 from keikaku_snapshots.patches.keyset import last_key
 from keikaku_snapshots.patches.loop import BatchLoop
 from keikaku_snapshots.patches.points import reached
 from keikaku_snapshots.patches.reading import OtherReader, read_only
+from keikaku_snapshots.patches.single import run_single
 from keikaku_snapshots.patches.steps import run_steps
 from keikaku_snapshots.postgres.connect import is_transient
 
@@ -102,22 +103,58 @@ class Run:
         if self._worker.execution.sub_state in {"pending", "validating"}:
             self._validate()
         self._arm()
+        if self._worker.execution.mode == "single_transaction":
+            run_single(self._worker, self._job, self._loop(), self._final)
+            return
         self._batches()
         self._verify()
         reached("before_completed")
-        self._worker.record(
-            event="completed",
-            status="completed",
-            sub_state="done",
-            completed_at=datetime.now(UTC),
-            active_s=self._job.watch.active_s,
-            peak_memory_bytes=self._job.watch.peak_bytes,
-            findings=self._worker.execution.findings
+        self._worker.record(event="completed", **self._final())
+
+    def _final(self) -> dict[str, Any]:
+        """The columns of a completed run."""
+        worker, watch = self._worker, self._job.watch
+        execution = worker.execution
+        return {
+            "status": "completed",
+            "sub_state": "done",
+            "completed_at": datetime.now(UTC),
+            "active_s": watch.active_s,
+            "peak_memory_bytes": watch.peak_bytes,
+            "findings": execution.findings
             | {
-                "undo_bytes": self._worker.around.undo.size_bytes(
-                    self._worker.control, self._worker.execution.execution_id
-                )
+                "undo_bytes": worker.around.undo.size_bytes(worker.control, execution.execution_id),
+                "verification": self._verification(),
             },
+        }
+
+    def _verification(self) -> list[dict[str, Any]]:
+        """What was verified, for reports."""
+        execution, patch = self._worker.execution, self._job.plan.patch
+        wrong, limit = execution.inconsistent_records, self._job.settings.inconsistency_limit
+        done: list[dict[str, Any]] = [
+            {
+                "name": "inconsistent rows",
+                "passed": True,
+                "detail": f"{wrong:,} of {execution.processed_records:,}; {limit:.1%} or more fails",
+            }
+        ]
+        condition = patch.verify_batch() if isinstance(patch, SqlPatch | RowPatch) else ""
+        if condition:
+            done.append({"name": "each row", "passed": True, "detail": condition})
+        if type(patch).verify is not Patch.verify:
+            about = (type(patch).verify.__doc__ or "").strip().partition("\n")[0]
+            done.append({"name": "the whole run", "passed": True, "detail": about})
+        return done
+
+    def _loop(self) -> BatchLoop:
+        worker, job = self._worker, self._job
+        return BatchLoop(
+            worker,
+            job.settings,
+            job.watch,
+            Between(worker, job.settings, job.watch, job.stop),
+            progress=job.progress,
         )
 
     def _validate(self) -> None:
@@ -151,13 +188,7 @@ class Run:
 
     def _batches(self) -> None:
         worker, job = self._worker, self._job
-        loop = BatchLoop(
-            worker,
-            job.settings,
-            job.watch,
-            Between(worker, job.settings, job.watch, job.stop),
-            progress=job.progress,
-        )
+        loop = self._loop()
         execution_id = worker.execution.execution_id
         switch = worker.around.undo.switch(execution_id)
         reader = OtherReader(lambda: worker.around.connect(f"{execution_id} reader"))

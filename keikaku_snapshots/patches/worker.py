@@ -140,17 +140,41 @@ class Worker:
         """
 
         def write() -> Execution:
-            control = self.control
-            with control.transaction():
-                changed = records.update(
-                    control, self.execution.execution_id, lease_token=self.execution.lease_token, **values
-                )
-                if event is not None and self.around.notify is not None:
-                    self.around.notify(control, changed, event, facts or {})
-            return changed
+            with self.control.transaction():
+                return self._change(self.control, event, facts, values)
 
         with translated(self.around.url, "recording the state of a data patch"):
             self.execution = self.controlled(write)
+
+    def record_in(
+        self,
+        connection: Connection,
+        event: str | None = None,
+        facts: dict[str, Any] | None = None,
+        **values: Any,
+    ) -> None:
+        """Write a change of state in a transaction that the caller commits.
+
+        Args:
+            connection: In the transaction.
+            event: Message that belongs to it; None for none.
+            facts: Further facts of the message.
+            values: New values by column.
+
+        Raises:
+            LeaseLostError: Another worker has taken the run over.
+        """
+        self._change(connection, event, facts, values)
+
+    def _change(
+        self, connection: Connection, event: str | None, facts: dict[str, Any] | None, values: dict[str, Any]
+    ) -> Execution:
+        changed = records.update(
+            connection, self.execution.execution_id, lease_token=self.execution.lease_token, **values
+        )
+        if event is not None and self.around.notify is not None:
+            self.around.notify(connection, changed, event, facts or {})
+        return changed
 
     def tell(self, event: str, facts: dict[str, Any]) -> None:
         """Put a message into the outbox that belongs to no change of state.
