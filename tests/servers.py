@@ -51,6 +51,9 @@ SETTINGS = {
     "autovacuum_naptime": "1min",
 }
 _PREFIX = "kk-tests-"
+_MEMORY = Path("/dev/shm")
+#: What the servers of a whole run take at most, with as much left; containers often have 64 MB there.
+_MEMORY_FREE_BYTES = 4 << 30
 
 
 def programs() -> dict[int, Path]:
@@ -276,17 +279,30 @@ def _release(server: Server, connection: psycopg.Connection[tuple[object, ...]],
                     inside.execute(sql.SQL(action).format(sql.Identifier(subscription)))
 
 
-def make_base_directory() -> Path:
-    """Make the directory of this run's servers; runs that were killed are cleaned up first."""
-    for old in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+def make_base_directory(*, on_disk: bool = False) -> Path:
+    """Make the directory of this run's servers; runs that were killed are cleaned up first.
+
+    In memory where there is room, unless the disk is wanted: `CREATE DATABASE` makes 300 files, and
+    tests make a thousand databases.
+    """
+    for old in (found for place in _places() for found in place.glob(f"{_PREFIX}*")):
         pid = old.name.removeprefix(_PREFIX).split("-")[0]
         # Another run may be removing its own at this moment.
         with contextlib.suppress(FileNotFoundError):
             if pid.isdigit() and old.owner() == _me() and not Path(f"/proc/{pid}").exists():
                 remove(old)
-    base = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+    *memory, disk = _places()
+    roomy = [place for place in memory if shutil.disk_usage(place).free >= _MEMORY_FREE_BYTES]
+    place = disk if on_disk or not roomy else roomy[0]
+    base = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=place))
     base.chmod(0o755)
     return base
+
+
+def _places() -> list[Path]:
+    """Where servers can be: in memory, where the system has it, and on the disk."""
+    memory = [_MEMORY] if _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) else []
+    return [*memory, Path(tempfile.gettempdir())]
 
 
 def remove(base: Path) -> None:

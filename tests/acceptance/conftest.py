@@ -64,7 +64,8 @@ def open_directory() -> Iterator[Path]:
 
     Not below `tmp_path`: every session of pytest on the machine closes its parent to others again.
     """
-    base = servers.make_base_directory()
+    # On the disk: copies of programs may be run there, which memory often forbids.
+    base = servers.make_base_directory(on_disk=True)
     yield base
     servers.remove(base)
 

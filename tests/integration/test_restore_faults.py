@@ -180,6 +180,7 @@ class SlowCommits:
         while not self._asks("query ~ 'pg_xact_status' AND application_name LIKE 'keikaku%'"):
             if time.monotonic() > deadline:
                 break
+            time.sleep(0.01)
         self._set("")
 
     def __enter__(self) -> Self:

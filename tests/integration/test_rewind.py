@@ -137,7 +137,10 @@ def test_protected_databases_are_refused(server: Server, make_database: MakeData
 def test_close_gives_the_connection_back(shared_database: DatabaseURL) -> None:
     """The manager keeps one connection for rewinds, until `close`."""
     run(shared_database, SHOP)
-    kept = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'keikaku_snapshots rewind'"
+    kept = (
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'keikaku_snapshots rewind'"
+        " AND datname = current_database()"
+    )
     with connect(shared_database) as connection:
         with SnapshotManager(shared_database) as manager:
             manager.checkpoint()

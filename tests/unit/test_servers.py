@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -65,3 +67,20 @@ def test_servers_of_a_killed_run_are_cleaned_up() -> None:
     servers.remove(servers.make_base_directory())
 
     assert not left.exists()
+
+
+def test_servers_are_in_memory_where_there_is_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Not where it is too small, as in many containers, and not for what is to be measured on a disk."""
+    memory = tmp_path / "memory"
+    memory.mkdir()
+    monkeypatch.setattr(servers, "_MEMORY", memory)
+    for free_bytes, on_disk, place in (
+        (64 << 20, False, Path(tempfile.gettempdir())),
+        (24 << 30, True, Path(tempfile.gettempdir())),
+        (24 << 30, False, memory),
+    ):
+        usage = SimpleNamespace(free=free_bytes)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
+        base = servers.make_base_directory(on_disk=on_disk)
+        assert base.parent == place
+        servers.remove(base)
