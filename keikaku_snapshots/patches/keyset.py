@@ -202,7 +202,8 @@ def _scanned_to(
         within=keyset.within(after, upper),
         order=keyset.order(),
         scan=sql.Literal(scan),
-        last=sql.SQL(", ").join(name + sql.SQL(" DESC") for name in keyset.names),
+        # Without the "c." it would be the output column of that name, which is a text.
+        last=sql.SQL(", ").join(sql.SQL("c.{} DESC").format(name) for name in keyset.names),
     )
     # Its percent signs are doubled, so that it must have values.
     row = connection.execute(query, {}).fetchone()
