@@ -113,6 +113,10 @@ def function(
     )
 
 
+#: The transaction has changed keys, or could have.
+_KEYS_CHANGE = "keikaku.keys_change"
+
+
 # A snapshot of REPEATABLE READ does not change, but the status of a later transaction can be asked for; the
 # first number that nobody has yet is an error.
 _SEES_ALL = """DECLARE
@@ -151,7 +155,15 @@ def common_statements(names: CaptureNames) -> str:
         + function(f"{schema}.sees_all", _SEES_ALL, returns="boolean")
         + function(
             f"{schema}.begin_write",
-            f"BEGIN PERFORM pg_catalog.pg_advisory_xact_lock_shared({names.lock_arguments}); RETURN NULL; END",
+            # A condition is evaluated at once; PERFORM would start a query each time.
+            f"BEGIN IF pg_catalog.pg_advisory_xact_lock_shared({names.lock_arguments}) IS NULL THEN END IF;"
+            " RETURN NULL; END",
+            definer=False,
+            settings="",
+        )
+        + function(
+            f"{schema}.change_keys",
+            f"BEGIN PERFORM pg_catalog.set_config({literal(_KEYS_CHANGE)}, 'on', true); RETURN NULL; END",
             definer=False,
             settings="",
         )
@@ -304,11 +316,17 @@ def _update(names: CaptureNames, table: CapturedTable) -> str:
     # IN and NOT IN of one side of the other are hashed, whatever the planner thinks of the number of rows.
     key = ", ".join(column.identifier for column in table.key_columns())
     stays = f"CASE WHEN ({key}) IN (SELECT {key} FROM new_rows) THEN '=' ELSE '-' END::\"char\""
-    return (
+    full = (
         _log_rows(names, table, stays, "old_rows")
         + "\n"
         + _log_keys(names, table, f" WHERE ({key}) NOT IN (SELECT {key} FROM old_rows)")
     )
+    if not names.lock:
+        return full
+    # A new session has to plan what it runs, so what nearly all of them run is simple. Nothing changes a key
+    # that is not in the SET clause: a table with triggers of the user has the other mode.
+    simple = _log_rows(names, table, "'='", "old_rows")
+    return f"IF current_setting({literal(_KEYS_CHANGE)}, true) = 'on' THEN\n{full}\nELSE\n{simple}\nEND IF;"
 
 
 def _fixed_columns(table: CapturedTable) -> list[CapturedColumn]:
@@ -374,6 +392,9 @@ def _triggers(names: CaptureNames, table: CapturedTable, member: Member) -> str:
             f"BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {target}"
             f" EXECUTE FUNCTION {names.schema}.begin_write()"
         )
+    if names.lock and table.mode == "keys":
+        key = ", ".join(column.identifier for column in table.key_columns())
+        made["key"] = f"BEFORE UPDATE OF {key} ON {target} EXECUTE FUNCTION {names.schema}.change_keys()"
     if table.is_inherited:
         made["row"] = (
             f"AFTER INSERT OR UPDATE OR DELETE ON {target} FOR EACH ROW"

@@ -11,8 +11,7 @@ from __future__ import annotations
 from keikaku_snapshots.postgres.capture import CaptureNames, literal
 from keikaku_snapshots.postgres.filters import OUR_SCHEMAS
 
-# Objects made by initdb have lower numbers, so that only a few pages of each catalog are read.
-_OWN = "oid >= 16384"
+#: Objects made by initdb have lower numbers, so that only a few pages of each catalog are read.
 #: Relations of the user: our own, temporary and out-of-line ones are not looked at.
 _RELATIONS = """
 SELECT c.* FROM pg_class c WHERE c.oid >= 16384
@@ -27,8 +26,9 @@ _PARTS = (
     # xmin: ALTER COLUMN TYPE … USING may change nothing but the rows, which no trigger sees.
     "ROW(a.xmin::text, a.attrelid, a.attname, a.attnum, a.atttypid, a.atttypmod, a.attnotnull, a.attidentity,"
     " a.attgenerated, a.attisdropped, a.attcollation, a.attstattarget, a.attstorage, a.attcompression,"
-    " a.attacl, a.attoptions) FROM rel c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0"
-    " WHERE c.relkind NOT IN ('i', 'I', 'S', 't')",
+    # The number is asked for twice: a range of the index is read, where else it would be all columns of the catalog.
+    " a.attacl, a.attoptions) FROM rel c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attrelid >= 16384"
+    " AND a.attnum > 0 WHERE c.relkind NOT IN ('i', 'I', 'S', 't')",
     "ROW(d.adrelid, d.adnum, d.adbin::text) FROM rel c JOIN pg_attrdef d ON d.adrelid = c.oid",
     "ROW(i.indrelid, i.indnatts, i.indnkeyatts, i.indisunique, i.indisprimary, i.indisexclusion, i.indimmediate,"
     " i.indisvalid, i.indisreplident, i.indkey::text, i.indcollation::text, i.indclass::text,"

@@ -46,7 +46,7 @@ NAMES = CaptureNames(
     active="pg_catalog.current_setting('keikaku.rewinding', true) IS DISTINCT FROM 'on'",
 )
 #: Comment of the schema, which makes it ours; the number is the layout.
-MARK = "keikaku_snapshots rewind 2"
+MARK = "keikaku_snapshots rewind 3"
 #: Seconds for one try to lock all tables: shorter than the server's deadlock_timeout (1 s), so that it is
 #: always we who give way, never a transaction of the application.
 _TRY_S = 0.5

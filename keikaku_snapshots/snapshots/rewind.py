@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from keikaku_snapshots.postgres.url import DatabaseURL
 
 _CALLS = {
-    path: f"SELECT tables, rows FROM keikaku_rewind.rewind_{path}()"  # noqa: S608
+    path: f"SELECT tables, rows, sequences FROM keikaku_rewind.rewind_{path}()"  # noqa: S608
     for path in ("replica", "owner", "suspended")
 }
+_SEQUENCES = "SELECT keikaku_rewind.rewind_sequences()"
 _BUSY = frozenset({"55P03", "40P01"})
 #: Seconds of one try: shorter than the server's deadlock_timeout (1 s), so that it is always we who give way
 #: to a transaction that locked a row (SELECT … FOR UPDATE) and now wants to write.
@@ -142,10 +143,12 @@ class Rewinder:
                 raise
             path = "suspended"
             row = connection.execute(_CALLS[path]).fetchone()
-        moved = connection.execute("SELECT keikaku_rewind.rewind_sequences()").fetchone()
-        if row is None or moved is None:
+        if row is None:
             raise KeikakuError("the server gave no answer to a rewind")
-        return path, row[0], row[1], moved[0]
+        tables, rows, is_moved = row
+        # Outside of the transaction: a sequence stays where it was set even if the rest is rolled back.
+        moved = connection.execute(_SEQUENCES).fetchone() if is_moved else None
+        return path, tables, rows, moved[0] if moved else 0
 
     def _connected(self, wait_s: float) -> Connection:
         if self._connection is None or self._connection.closed:

@@ -48,6 +48,8 @@ def main_functions(
 ) -> str:
     """Make the three functions of which the client calls one: ``replica``, ``owner`` or ``suspended``.
 
+    Each returns the number of tables and rows, and whether sequences have to follow.
+
     Args:
         names: Names of the capture.
         parents_first: All tables, those referred to first.
@@ -76,7 +78,7 @@ def _main(names: CaptureNames, way: str, declarations: str, work: str) -> str:
     schema = names.schema
     # The hash is read when the rows are back: until COMMIT nobody can alter a table that was written to.
     body = (
-        f"DECLARE\n  touched oid[] := '{{}}';\n{declarations}BEGIN\n"
+        f"DECLARE\n  touched oid[] := '{{}}';\n  written boolean[];\n{declarations}BEGIN\n"
         "rows := 0; tables := 0;\n"
         f"PERFORM pg_advisory_xact_lock({names.lock_arguments});\n"
         f"IF EXISTS (SELECT FROM {schema}.broken) OR {schema}.crashed() THEN\n"
@@ -84,23 +86,35 @@ def _main(names: CaptureNames, way: str, declarations: str, work: str) -> str:
         f"{work}"
         f"IF {schema}.ddl_hash() IS DISTINCT FROM (SELECT ddl FROM {schema}.state) THEN\n"
         f"  RAISE EXCEPTION 'the schema was changed' USING ERRCODE = {literal(STALE_STATE)};\nEND IF;\n"
+        f"sequences := {schema}.sequences_moved();\n"
         # Kept until the sequences are back too, so that nobody takes a number in between.
-        f"PERFORM pg_advisory_lock({names.lock_arguments});\n"
+        f"IF sequences THEN PERFORM pg_advisory_lock({names.lock_arguments}); END IF;\n"
         "END"
     )
     name = f"{schema}.rewind_{way}"
     return (
-        f"CREATE FUNCTION {name}(OUT tables bigint, OUT rows bigint) LANGUAGE plpgsql AS {literal(body)};\n"
+        f"CREATE FUNCTION {name}(OUT tables bigint, OUT rows bigint, OUT sequences boolean) LANGUAGE plpgsql"
+        f" AS {literal(body)};\n"
         f"REVOKE ALL ON FUNCTION {name}() FROM PUBLIC;\n"
     )
 
 
-def _for_each(names: CaptureNames, tables: Iterable[CapturedTable], step: str) -> str:
+def _for_each(
+    names: CaptureNames, tables: Iterable[CapturedTable], step: str, *, looked: bool = False
+) -> str:
+    """Do something for each table whose log has entries; ``looked`` if `_look` said which, and capture is off."""
     return "".join(
-        f"IF EXISTS (SELECT FROM {names.log(table)}) THEN\n"
+        f"IF {f'written[{table.number}]' if looked else f'EXISTS (SELECT FROM {names.log(table)})'} THEN\n"
         f"{step.format(schema=names.schema, number=table.number, oid=table.oid, clear=clear(names, table))}END IF;\n"
         for table in tables
     )
+
+
+def _look(names: CaptureNames, tables: Sequence[CapturedTable]) -> str:
+    """Ask all logs at once: with many tables most of them are empty."""
+    in_order = sorted(tables, key=lambda table: table.number)
+    asked = ", ".join(f"EXISTS (SELECT FROM {names.log(table)})" for table in in_order)
+    return f"written := ARRAY[{asked}]::boolean[];\n"
 
 
 _QUIET = "PERFORM set_config('keikaku.rewinding', 'on', true);\n"
@@ -112,8 +126,10 @@ def _replica(names: CaptureNames, tables: Sequence[CapturedTable], noisy: Collec
     step = "  rows := rows + {schema}.rewind_{number}(); tables := tables + 1;\n"
     suspended = "  PERFORM {schema}.suspend(ARRAY[{oid}::oid], true);\n" + step
     suspended += "  PERFORM {schema}.resume(ARRAY[{oid}::oid], true);\n"
-    work = "".join(_for_each(names, [table], suspended if table.oid in noisy else step) for table in tables)
-    return _main(names, "replica", "", _QUIET + work)
+    work = "".join(
+        _for_each(names, [table], suspended if table.oid in noisy else step, looked=True) for table in tables
+    )
+    return _main(names, "replica", "", _QUIET + _look(names, tables) + work)
 
 
 def _owner(names: CaptureNames, parents_first: Sequence[CapturedTable], found: Collection[Suspension]) -> str:
@@ -136,10 +152,11 @@ def _owner(names: CaptureNames, parents_first: Sequence[CapturedTable], found: C
     )
     work = (
         _QUIET
-        + _for_each(names, loud, f"  {give_up}\n")
-        + _for_each(names, children_first, delete)
-        + _for_each(names, parents_first, back)
-        + _for_each(names, parents_first, "{clear}")
+        + _look(names, parents_first)
+        + _for_each(names, loud, f"  {give_up}\n", looked=True)
+        + _for_each(names, children_first, delete, looked=True)
+        + _for_each(names, parents_first, back, looked=True)
+        + _for_each(names, parents_first, "{clear}", looked=True)
     )
     declarations = "".join(f"  wanted_{table.number} record;\n" for table in parents_first)
     return _main(names, "owner", declarations, work)
@@ -206,7 +223,7 @@ def _move(names: CaptureNames, tables: Sequence[CapturedTable]) -> str:
 
 
 def sequence_functions(names: CaptureNames, sequences: Sequence[tuple[int, str]]) -> str:
-    """Make the table of sequences as they stand, and the function that puts them back.
+    """Make the table of sequences as they stand, and the functions that compare them and put them back.
 
     Args:
         names: Names of the capture.
@@ -222,11 +239,14 @@ def sequence_functions(names: CaptureNames, sequences: Sequence[tuple[int, str]]
         )
         or "SELECT 0::oid AS relation, 0::bigint AS last_value, false AS is_called WHERE false"
     )
+    others = (
+        f"FROM ({present}) now JOIN {schema}.sequences s ON s.relation = now.relation\n"
+        "  WHERE s.last_value <> now.last_value OR s.is_called <> now.is_called"
+    )
+    moved = f"BEGIN RETURN {f'EXISTS (SELECT {others})' if sequences else 'false'}; END"
     body = (
         "DECLARE moved record; number bigint := 0;\nBEGIN\n"
-        "FOR moved IN SELECT s.relation, s.last_value, s.is_called\n"
-        f"  FROM ({present}) now JOIN {schema}.sequences s ON s.relation = now.relation\n"
-        "  WHERE s.last_value <> now.last_value OR s.is_called <> now.is_called\n"
+        f"FOR moved IN SELECT s.relation, s.last_value, s.is_called\n  {others}\n"
         "LOOP\n  PERFORM setval(moved.relation, moved.last_value, moved.is_called); number := number + 1;\n"
         "END LOOP;\nPERFORM pg_advisory_unlock_all();\nRETURN number;\nEND"
     )
@@ -234,5 +254,6 @@ def sequence_functions(names: CaptureNames, sequences: Sequence[tuple[int, str]]
     return (
         f"CREATE TABLE {schema}.sequences (relation oid PRIMARY KEY, last_value bigint, is_called boolean);\n"
         + function(f"{schema}.note_sequences", note, returns="void", definer=False, settings="")
+        + function(f"{schema}.sequences_moved", moved, returns="boolean", definer=False, settings="")
         + function(f"{schema}.rewind_sequences", body, returns="bigint", definer=False, settings="")
     )
