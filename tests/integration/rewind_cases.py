@@ -139,6 +139,17 @@ CASES = {
         "INSERT INTO t SELECT i, nullif(i / 2, 0) FROM generate_series(1, 15) i",
         ("INSERT INTO t VALUES (20, 3), (21, 20); UPDATE t SET up = 21 WHERE id = 4",),
     ),
+    "keys that change beside other columns": Case(
+        "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' || i FROM generate_series(1, 9) i",
+        (
+            "UPDATE t SET v = 'a' WHERE id < 3; UPDATE t SET id = id + 10 WHERE id < 4; UPDATE t SET v = 'b' WHERE id > 4",
+            "DO $$ BEGIN UPDATE t SET id = 50 WHERE id = 5; RAISE 'back'; EXCEPTION WHEN raise_exception THEN"
+            " UPDATE t SET v = 'c' WHERE id = 5; END $$",
+            "INSERT INTO t VALUES (6, 'x') ON CONFLICT (id) DO UPDATE SET id = 60",
+            "MERGE INTO t USING (VALUES (7)) s (id) ON t.id = s.id WHEN MATCHED THEN UPDATE SET id = 70",
+            "WITH other AS (UPDATE t SET v = 'd' WHERE id = 8 RETURNING id) UPDATE t SET id = 90 WHERE id = 9",
+        ),
+    ),
     "self reference that cascades its own key": Case(
         "CREATE TABLE t (id int PRIMARY KEY, up int REFERENCES t ON UPDATE CASCADE);"
         "INSERT INTO t VALUES (1, 1), (2, 1), (3, 3)",
