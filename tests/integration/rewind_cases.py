@@ -143,8 +143,7 @@ CASES = {
         "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t SELECT i, 'v' || i FROM generate_series(1, 9) i",
         (
             "UPDATE t SET v = 'a' WHERE id < 3; UPDATE t SET id = id + 10 WHERE id < 4; UPDATE t SET v = 'b' WHERE id > 4",
-            "DO $$ BEGIN UPDATE t SET id = 50 WHERE id = 5; RAISE 'back'; EXCEPTION WHEN raise_exception THEN"
-            " UPDATE t SET v = 'c' WHERE id = 5; END $$",
+            "DO $$ BEGIN UPDATE t SET id = 50 WHERE id = 5; RAISE 'back'; EXCEPTION WHEN raise_exception THEN UPDATE t SET v = 'c' WHERE id = 5; END $$",
             "INSERT INTO t VALUES (6, 'x') ON CONFLICT (id) DO UPDATE SET id = 60",
             "MERGE INTO t USING (VALUES (7)) s (id) ON t.id = s.id WHEN MATCHED THEN UPDATE SET id = 70",
             "WITH other AS (UPDATE t SET v = 'd' WHERE id = 8 RETURNING id) UPDATE t SET id = 90 WHERE id = 9",
