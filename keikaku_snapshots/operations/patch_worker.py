@@ -285,3 +285,32 @@ def _locked(connection: Connection) -> bool:
     except psycopg.errors.LockNotAvailable:
         return False
     return bool(row and row[0])
+
+
+def duties_of(url: DatabaseURL, configuration: PatchConfiguration) -> Duties:
+    """Return what a worker does beside running patches, as configured.
+
+    Args:
+        url: The database.
+        configuration: Channels, audit log and retentions.
+
+    Returns:
+        Delivery of messages; and the purge of audit lines and of undo.
+    """
+
+    def deliver() -> int:
+        from keikaku_snapshots.patches.notify import Sender
+
+        return Sender(url, configuration.notify).deliver_due().sent
+
+    def purge() -> int:
+        from keikaku_snapshots.patches.audit import AuditLog
+        from keikaku_snapshots.patches.undo_clean import sweep
+
+        with AuditLog(url, configuration.audit) as audit:
+            lines = audit.purge()
+        with connect(url, autocommit=True) as connection:
+            swept = sweep(connection, retention_days=configuration.engine.undo_retention_days)
+        return lines + len(swept.dropped)
+
+    return Duties(deliver=deliver, purge=purge)
