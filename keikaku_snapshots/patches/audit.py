@@ -322,8 +322,10 @@ class AuditLog:
             # The session ended while the log was idle, or after COMMIT was sent: ask before writing again.
             with translated(self._url, "writing the audit log"):
                 again = self._own()
-                if not (written and audit_store.has_line(again, written[0])):
-                    with again.transaction():
+                with again.transaction():
+                    # Under the lock: by then the session that was lost has committed, or never will.
+                    audit_store.lock(again)
+                    if not (written and audit_store.has_line(again, written[0])):
                         self._write(again, event, facts)
 
     def _write(self, connection: Connection, event: str, facts: Mapping[str, Any]) -> Line:

@@ -15,7 +15,7 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
@@ -30,6 +30,7 @@ from keikaku_snapshots.postgres.connect import connect, translated
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from keikaku_snapshots.patches.execution import Execution
     from keikaku_snapshots.patches.outbox import Claimed
     from keikaku_snapshots.postgres.connect import Connection
     from keikaku_snapshots.postgres.url import DatabaseURL
@@ -44,6 +45,8 @@ _STATEMENT_S: Final = 5.0
 _CONNECT_S: Final = 5.0
 #: Seconds between two looks into the outbox while a run is going on and nothing wakes the sender.
 _LOOK_S: Final = 30.0
+#: Seconds between being woken and looking.
+_SETTLE_S: Final = 0.5
 #: Less time than this is not worth starting a process for.
 _LEAST_S: Final = 0.2
 #: What the sending process inherits: to be found, certificates, proxies, its clock and language.
@@ -226,7 +229,7 @@ def _outcome(tool: _process.RunningTool | KeikakuError, timeout_s: float) -> str
         with tool:
             result = tool.wait()
     except TimeoutError:
-        return f"no answer within {timeout_s:.0f} s"
+        return f"no answer within {timeout_s:.1f} s"
     except KeikakuError:
         return "the process that sends failed"
     said = result.stdout.strip()
@@ -256,8 +259,15 @@ class Background:
         if sender.channels:
             self._thread.start()
 
+    def enqueue(
+        self, connection: Connection, execution: Execution, event: str, facts: Mapping[str, Any] | None = None
+    ) -> None:
+        """Put a message into the outbox, as `outbox.enqueue` does, and wake the sender."""
+        outbox.enqueue(connection, execution, event, facts)
+        self.wake()
+
     def wake(self) -> None:
-        """Let it look into the outbox now; returns at once."""
+        """Let it look into the outbox soon; returns at once."""
         self._wake.set()
 
     def finish(self) -> None:
@@ -277,5 +287,7 @@ class Background:
                 self._sender.deliver_due(self._linger_s if over else None)
             except (KeikakuError, psycopg.Error, OSError, RuntimeError) as error:
                 log.warning("no messages could be sent now: %s", type(error).__name__)
-            if not over and not self._over.is_set():
+            if not over:
                 self._wake.wait(_LOOK_S)
+                # What wakes it is written just before its transaction is committed.
+                self._over.wait(_SETTLE_S)

@@ -143,4 +143,4 @@ class NotifySettings:
     #: Minutes after which an urgent message that was not delivered goes to the next channel.
     escalate_after_min: float = 10.0
     #: Hours after which a message that no channel took is no longer news.
-    expire_after_h: float = 24.0
+    expire_after_h: float = 72.0
