@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.server
 import ssl
 import threading
@@ -123,9 +124,9 @@ class MailEndpoint(Controller):
 
     def _trigger_server(self) -> None:
         # It asks itself once whether it answers, at the port that it was given: 0 is none.
-        assert self.server is not None
+        assert isinstance(self.server, asyncio.Server)
         self.port = self.server.sockets[0].getsockname()[1]
-        super()._trigger_server()
+        super()._trigger_server()  # type: ignore[no-untyped-call]
 
 
 def slack_certificate(directory: Path) -> tuple[Path, Path]:
