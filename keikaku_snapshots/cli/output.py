@@ -257,6 +257,11 @@ class Output:
         """Whether a person sits in front: words go to a terminal and answers come from one."""
         return sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
 
+    @property
+    def draws(self) -> bool:
+        """Whether bars that move can be drawn: words go to a terminal that knows how."""
+        return sys.stderr.isatty() and self.log_format == "text" and os.environ.get("TERM") != "dumb"
+
     def start_logging(self) -> None:
         """Send the library's log records to stderr: warnings, with -v the rest too."""
         root = logging.getLogger("keikaku_snapshots")
@@ -279,8 +284,7 @@ class Output:
             return
         from keikaku_snapshots.cli import progress
 
-        fancy = sys.stderr.isatty() and self.log_format == "text" and os.environ.get("TERM") != "dumb"
-        with progress.bars() if fancy else progress.lines(self.say) as callback:
+        with progress.bars() if self.draws else progress.lines(self.say) as callback:
             yield callback
 
 

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from keikaku_snapshots.cli.groups import HelpfulGroup
-from keikaku_snapshots.cli.patch_session import Door, complete_patch_name, patches_file
+from keikaku_snapshots.cli.patch_audit import audit
+from keikaku_snapshots.cli.patch_life import cancel, pause, resume, rollback
+from keikaku_snapshots.cli.patch_run import approve, rehearse, run
+from keikaku_snapshots.cli.patch_session import Door, complete_patch_name, patch_config_option
 from keikaku_snapshots.cli.patch_status import report, status
 from keikaku_snapshots.cli.session import Command, Session, pass_session
 
@@ -34,11 +37,11 @@ def patch() -> None:
         ("keikaku patch list --json", "For a script."),
     ],
 )
-@patches_file
+@patch_config_option
 @pass_session
-def list_(session: Session, *, patches: str | None) -> None:
+def list_(session: Session, *, patch_config: str | None) -> None:
     """List the patches: shipped ones, those of packages, those of the configuration."""
-    door = Door(session, patches)
+    door = Door(session, patch_config)
     found = door.registry.list()
     if session.output.as_json:
         session.output.document([_summary(door, one) for one in found])
@@ -56,11 +59,11 @@ def list_(session: Session, *, patches: str | None) -> None:
     ],
 )
 @click.argument("name", shell_complete=complete_patch_name)
-@patches_file
+@patch_config_option
 @pass_session
-def show(session: Session, *, name: str, patches: str | None) -> None:
+def show(session: Session, *, name: str, patch_config: str | None) -> None:
     """Show what a patch does, its parameters and how it is run."""
-    door = Door(session, patches)
+    door = Door(session, patch_config)
     one = door.registry.find(name)
     summary = _summary(door, one)
     if session.output.as_json:
@@ -171,5 +174,5 @@ def _parameters(one: Patch) -> list[dict[str, Any]]:
     return found
 
 
-for command in (status, report):
+for command in (run, rehearse, approve, status, pause, resume, cancel, rollback, report, audit):
     patch.add_command(command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from keikaku_snapshots.cli.patch_words import (
@@ -16,7 +17,7 @@ from keikaku_snapshots.cli.patch_words import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from rich.console import RenderableType
 
@@ -32,20 +33,17 @@ LINE_S = 10.0
 def follow(
     output: Output,
     look: Callable[[], Sequence[tuple[Execution, int]]],
-    *,
-    fancy: bool,
 ) -> Sequence[Execution]:
     """Show runs until each of them is over or rests.
 
     Args:
         output: Where to.
         look: Reads them anew, each with the resident memory of its process.
-        fancy: Bars on the terminal, else lines.
 
     Returns:
         The runs as they were at the last look.
     """
-    if not fancy:
+    if not output.draws:
         return _follow_in_lines(output, look)
     from rich.console import Console
     from rich.live import Live
@@ -53,11 +51,49 @@ def follow(
     with Live(console=Console(stderr=True), refresh_per_second=8, transient=True) as live:
         while True:
             seen = look()
-            live.update(_picture(seen))
+            live.update(picture(seen))
             if not any(_works(execution) for execution, _ in seen):
                 break
             time.sleep(LOOK_S)
     return [execution for execution, _ in seen]
+
+
+@contextmanager
+def watched(output: Output) -> Iterator[Callable[[Execution], None] | None]:
+    """Show a run of this process while the block goes: a bar on a terminal, else lines, nothing with -q.
+
+    Args:
+        output: Where to.
+
+    Yields:
+        What gets the run after each batch.
+    """
+    if output.quiet:
+        yield None
+        return
+    if not output.draws:
+        yield _Lines(output)
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(console=Console(stderr=True), refresh_per_second=8, transient=True) as live:
+        yield lambda execution: live.update(picture([(execution, 0)]))
+
+
+class _Lines:
+    """A line when the state changes, and one at least every few seconds."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._state = ""
+        self._at = 0.0
+
+    def __call__(self, execution: Execution) -> None:
+        now = time.monotonic()
+        if state_text(execution) != self._state or now - self._at >= LINE_S:
+            self._state, self._at = state_text(execution), now
+            self._output.say(progress_line(execution))
 
 
 def _works(execution: Execution) -> bool:
@@ -81,8 +117,15 @@ def _follow_in_lines(
         time.sleep(LOOK_S)
 
 
-def _picture(seen: Sequence[tuple[Execution, int]]) -> RenderableType:
-    """A bar with what belongs to it for each run."""
+def picture(seen: Sequence[tuple[Execution, int]]) -> RenderableType:
+    """Draw a bar with what belongs to it for each run.
+
+    Args:
+        seen: Runs, each with the resident memory of its process.
+
+    Returns:
+        What rich prints.
+    """
     from rich.console import Group
 
     return Group(*(part for execution, memory_bytes in seen for part in _bar(execution, memory_bytes)))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from keikaku_snapshots.cli.patch_live import follow
-from keikaku_snapshots.cli.patch_session import Door, complete_patch_name, patches_file
+from keikaku_snapshots.cli.patch_session import Door, complete_patch_name, patch_config_option
 from keikaku_snapshots.cli.patch_words import is_resting, next_steps, progress_line, tell_list, tell_one
 from keikaku_snapshots.cli.session import Command, Session, pass_session
 
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
     examples=[
         ("keikaku patch status", "What runs now, live; with nothing running, the last runs."),
         ("keikaku patch status 0b1f3c2e", "One run: live while it goes, then everything known of it."),
+        ("keikaku patch status fix_sector", "The newest run of a patch."),
         ("keikaku patch status --json", "The last runs, for a script."),
     ],
 )
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 @click.option("--last", type=click.IntRange(min=1), default=20, show_default=True, help="How many runs.")
 @click.option("--once", is_flag=True, help="Look once; do not follow what runs.")
 @click.option("--follow", "wanted", is_flag=True, help="Follow what runs without a terminal too, in lines.")
-@patches_file
+@patch_config_option
 @pass_session
 def status(
     session: Session,
@@ -46,22 +45,22 @@ def status(
     last: int,
     once: bool,
     wanted: bool,
-    patches: str | None,
+    patch_config: str | None,
 ) -> int:
     """Show the runs, or one of them; on a terminal a bar that lives while it goes.
 
-    Rows, rate, time left, memory, batch size and inconsistent rows. The first
-    characters of an ID are enough. Ctrl-C ends the looking, not the run.
+    Rows, rate, time left, memory, batch size and inconsistent rows. ID is the
+    number of a run, its first characters, or a patch's name, which means its
+    newest run. Ctrl-C ends the looking, not the run.
     """
-    door = Door(session, patches)
+    door = Door(session, patch_config)
     door.require_database()
     output = session.output
     seen = [door.find(execution_id)] if execution_id else door.recent(name, last)
     working = [one for one in seen if not one.is_over and not is_resting(one)]
-    fancy = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and output.log_format == "text"
-    if working and not once and not output.as_json and (fancy or wanted):
+    if working and not once and not output.as_json and (output.draws or wanted):
         numbers = [one.execution_id for one in working]
-        follow(output, lambda: door.look(numbers), fancy=fancy)
+        follow(output, lambda: door.look(numbers))
         seen = [door.find(execution_id)] if execution_id else door.recent(name, last)
     if output.as_json:
         documents = [door.document(one) for one in seen]
@@ -106,9 +105,9 @@ def _tell(door: Door, seen: Sequence[Execution], *, one_only: bool) -> None:
     metavar="FILE",
     help="The page.  [default: patch-reports/NAME_ID.html]",
 )
-@patches_file
+@patch_config_option
 @pass_session
-def report(session: Session, *, execution_id: str, path: Path | None, patches: str | None) -> int:
+def report(session: Session, *, execution_id: str, path: Path | None, patch_config: str | None) -> int:
     """Write a page about a run: its batches, what was verified, a sample, conflicts.
 
     One HTML file with charts that needs nothing else. It shows values of
@@ -116,9 +115,9 @@ def report(session: Session, *, execution_id: str, path: Path | None, patches: s
     """
     from keikaku_snapshots.patches.report_file import write_report
 
-    door = Door(session, patches)
+    door = Door(session, patch_config)
     door.require_database()
-    read = door.read_report(execution_id)
+    read = door.read_report(str(door.find(execution_id).execution_id))
     file = write_report(read, path)
     if session.output.as_json:
         session.output.document({"execution_id": str(read.execution.execution_id), "file": file})

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from keikaku_snapshots.cli.output import counted, duration, size
+from keikaku_snapshots.cli.output import counted, duration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,7 +101,7 @@ def progress_parts(execution: Execution, memory_bytes: int) -> list[str]:
         parts.append(f"{rate:,.0f} rows/s")
     memory = memory_bytes or execution.peak_memory_bytes
     if memory:
-        parts.append(size(memory))
+        parts.append(f"{memory / 2**20:,.0f} MB")
     parts.append(f"batch {execution.batch_number:,} of {execution.batch_size:,} rows")
     parts.append(f"{execution.inconsistent_records:,} inconsistent")
     return parts
@@ -173,7 +173,7 @@ def tell_one(output: Output, execution: Execution) -> None:
         ("tables", ", ".join(execution.target_tables)),
         ("rows", _rows_text(execution)),
         ("worked", _worked_text(execution)),
-        ("memory", f"at most {size(execution.peak_memory_bytes)}"),
+        ("memory", f"at most {execution.peak_memory_bytes / 2**20:,.0f} MB"),
     ]
     if execution.parameters:
         entries.append(("with", ", ".join(f"{name}={value}" for name, value in execution.parameters.items())))
@@ -200,7 +200,7 @@ def tell_one(output: Output, execution: Execution) -> None:
 
 def _rows_text(execution: Execution) -> str:
     rows = f"{execution.processed_records:,}"
-    if execution.estimated_records is not None:
+    if execution.estimated_records is not None and not execution.is_over:
         rows += f" of {execution.estimated_records:,}"
     changed = "changed" if execution.kind == "run" else "would change"
     return (

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from keikaku_snapshots.patches.execution import Execution
 
+#: Bytes of a megabyte of resident memory, as limits count them.
+MB = 1024 * 1024
 #: Rows of a list that a page shows; the rest is counted.
 SHOWN = 50
 

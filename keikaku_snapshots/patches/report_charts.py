@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from keikaku_snapshots.pages.svg import WIDTH, LinearScale, box, line, seconds_text, svg, text
-from keikaku_snapshots.patches.report import pauses
+from keikaku_snapshots.patches.report import MB, pauses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -59,7 +59,7 @@ class _Bar:
         phase = "rollback, " if self.is_rollback else ""
         return (
             f"{phase}{which}, {first.started_at:%H:%M:%S}: {seconds_text(self.seconds)}, "
-            f"{self.rows:,.0f} rows, {self.memory_bytes / 1e6:,.0f} MB"
+            f"{self.rows:,.0f} rows, {memory_text(self.memory_bytes)}"
         )
 
 
@@ -79,7 +79,7 @@ def batches_chart(report: PatchReport) -> str:
     panels: list[tuple[str, LinearScale, Callable[[_Bar], float], Callable[[float], str]]] = [
         ("duration", longest, lambda bar: bar.seconds, seconds_text),
         ("rows", rows, lambda bar: bar.rows, lambda value: f"{value:,.0f}"),
-        ("resident memory", memory, lambda bar: bar.memory_bytes, lambda value: f"{value / 1e6:,.0f} MB"),
+        ("resident memory", memory, lambda bar: bar.memory_bytes, memory_text),
     ]
     parts: list[str] = []
     for number, (title, high, value_of, words) in enumerate(panels):
@@ -97,7 +97,7 @@ def batches_chart(report: PatchReport) -> str:
     parts += _numbers(report.batches, wide, height - _GAP + 18)
     listed = (
         f"{len(report.batches)} batches; slowest {seconds_text(longest.high / 1.12)}; "
-        f"highest memory {peak / 1e6:,.0f} MB"
+        f"highest memory {memory_text(peak)}"
     )
     return svg(height, "Duration, rows and memory of each batch", listed, parts)
 
@@ -206,6 +206,11 @@ def _time_ticks(wide: LinearScale) -> list[float]:
 def _thinned(points: Sequence[tuple[float, int]]) -> list[tuple[float, int]]:
     step = max(1, len(points) // 600)
     return [*points[:-1:step], points[-1]]
+
+
+def memory_text(size_bytes: float) -> str:
+    """Write resident memory in the unit of its limit, 1024 times 1024 bytes."""
+    return f"{size_bytes / MB:,.0f} MB"
 
 
 def span_text(seconds: float) -> str:

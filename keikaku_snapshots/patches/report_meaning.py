@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 from keikaku_snapshots.pages.html import Finding
 from keikaku_snapshots.pages.svg import seconds_text
 from keikaku_snapshots.patches.report import pauses, percentile
-from keikaku_snapshots.patches.report_charts import span_text
+from keikaku_snapshots.patches.report_charts import memory_text, span_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from keikaku_snapshots.patches.execution import Execution
     from keikaku_snapshots.patches.report import PatchReport
 
 #: Seconds that an application may wait for a row of a batch before users feel it.
@@ -68,13 +69,18 @@ def verdict(report: PatchReport) -> tuple[str, str]:
     if execution.status == "failed":
         if execution.sub_state == "cancelled":
             return "note", f"Cancelled by request. {_left(report)}"
-        if execution.sub_state == "rolled_back" and not execution.error_message:
+        if execution.sub_state == "rolled_back" and was_taken_back(execution):
             return "note", "Rolled back: every row is as it was before the run."
         return "broken", f"{kind} failed. {_left(report)}"
     if execution.sub_state in {"paused", "window_closed"}:
         why = "paused" if execution.sub_state == "paused" else "waiting for the next maintenance window"
         return "note", f"Not finished: {why} after {execution.processed_records:,} rows."
     return "note", f"Not finished: {execution.sub_state.replace('_', ' ')}."
+
+
+def was_taken_back(execution: Execution) -> bool:
+    """True when it had not failed: somebody has rolled it back."""
+    return execution.error_message.startswith("Rolled back by ")
 
 
 def _left(report: PatchReport) -> str:
@@ -94,7 +100,11 @@ def _left(report: PatchReport) -> str:
 def _outcome(report: PatchReport) -> Iterator[Finding]:
     execution = report.execution
     name, number = execution.patch_name, execution.execution_id
-    if execution.error_message:
+    if was_taken_back(execution):
+        yield Finding(
+            "note", execution.error_message, text_ja=f"手動で取り消されました: {execution.error_message}"
+        )
+    elif execution.error_message:
         state = f" (SQLSTATE {execution.error_sqlstate})" if execution.error_sqlstate else ""
         yield Finding(
             "act",
@@ -259,9 +269,9 @@ def _limits(report: PatchReport) -> Iterator[Finding]:
         share = execution.peak_memory_bytes / limit
         yield Finding(
             "note",
-            f"Memory came to {share:.0%} of its limit of {limit / 1e6:,.0f} MB.",
+            f"Memory came to {share:.0%} of its limit of {memory_text(limit)}.",
             "Raise memory_limit, or use a smaller batch_size.",
-            f"メモリーは上限 {limit / 1e6:,.0f} MB の {share:.0%} に達しました。",
+            f"メモリーは上限 {memory_text(limit)} の {share:.0%} に達しました。",
             "memory_limit を上げるか、batch_size を小さくしてください。",
         )
     if execution.estimated_s and execution.active_s > _LATE * execution.estimated_s:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from keikaku_snapshots.pages.html import document, facts, figure, findings_list, table
 from keikaku_snapshots.pages.svg import seconds_text
 from keikaku_snapshots.patches.report import SHOWN
-from keikaku_snapshots.patches.report_charts import batches_chart, progress_chart, span_text
+from keikaku_snapshots.patches.report_charts import batches_chart, memory_text, progress_chart, span_text
 from keikaku_snapshots.patches.report_meaning import meanings, verdict
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _cells(report: PatchReport) -> str:
         (f"{execution.inconsistent_records:,}", "inconsistent"),
         (span_text(execution.active_s), "of work"),
         ("–" if rate is None else f"{rate:,.0f}", "rows a minute"),
-        (f"{execution.peak_memory_bytes / 1e6:,.0f} MB", "most memory"),
+        (memory_text(execution.peak_memory_bytes), "most memory"),
     ]
     return (
         '<div class="cells">'
@@ -114,7 +114,7 @@ def _timeline(report: PatchReport) -> Iterator[str]:
     limit = report.memory_limit_bytes
     words = "Each bar is a batch, or the slowest of a few neighbours; the mouse shows which and when."
     if limit:
-        words += f" The memory limit is {limit / 1e6:,.0f} MB."
+        words += f" The memory limit is {memory_text(limit)}."
     if any(batch.inconsistent for batch in report.batches):
         words += " Red: inconsistent rows."
     if report.rollback_batches:
@@ -134,7 +134,7 @@ def _batch_table(report: PatchReport) -> str:
             f"{batch.processed:,}",
             f"{batch.changed:,}",
             f"{batch.inconsistent:,}",
-            f"{batch.memory_bytes / 1e6:,.0f} MB",
+            memory_text(batch.memory_bytes),
         ]
         for batch in slowest
     ]

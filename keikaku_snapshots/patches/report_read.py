@@ -10,6 +10,7 @@ from psycopg import sql
 from keikaku_snapshots.patches import records
 from keikaku_snapshots.patches.records_schema import SCHEMA
 from keikaku_snapshots.patches.report import (
+    MB,
     SHOWN,
     Batch,
     Check,
@@ -74,7 +75,7 @@ def read_report(
             silent_s=silent_s(connection, number),
             undo_kept=undo_bytes is not None,
             undo_bytes=undo_bytes,
-            memory_limit_bytes=settings.memory_limit_mb * 1_000_000 if settings else None,
+            memory_limit_bytes=settings.memory_limit_mb * MB if settings else None,
             more={name: value for name, value in execution.findings.items() if name == "plan"},
             **more,
         )

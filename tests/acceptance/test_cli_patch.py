@@ -83,7 +83,7 @@ class TestLooking:
 
         assert code == 0
         assert f"execution  {NUMBER}" in out
-        assert "10,000 of 10,000 looked at, 9,900 changed, 100 right already" in out
+        assert "10,000 looked at, 9,900 changed, 100 right already" in out
         assert f"keikaku patch rollback {SHORT}   take it back" in err
         assert json.loads(command("patch", "status", SHORT, "--json")[1])["execution_id"] == str(NUMBER)
 
@@ -104,9 +104,7 @@ class TestLooking:
         code, out, _ = command("patch", "status", SHORT, "--follow")
 
         assert code == 0
-        assert out.startswith(
-            f"round_prices {SHORT} batching: 25%, 2,500 of 10,000 rows, 833 rows/s, 90.0 MB"
-        )
+        assert out.startswith(f"round_prices {SHORT} batching: 25%, 2,500 of 10,000 rows, 833 rows/s, 90 MB")
         assert f"round_prices {SHORT} completed: 100%" in out
 
     @pytest.mark.usefixtures("remembered")

@@ -61,7 +61,7 @@ def execution(**changes: Any) -> Execution:
         "unchanged_records": 100,
         "rejected_records": 0,
         "inconsistent_records": 0,
-        "peak_memory_bytes": 90_000_000,
+        "peak_memory_bytes": 90 * 2**20,
         "lease_token": 1,
         "backup_reference": "",
         "outside_window_reason": "",
@@ -202,7 +202,7 @@ class TestWords:
         """Memory from 80 % on, time from twice the estimate on."""
         run = execution(active_s=11.0)
 
-        said = texts(report(run, memory_limit_bytes=100_000_000))
+        said = texts(report(run, memory_limit_bytes=100 * 2**20))
 
         assert "Memory came to 90% of its limit of 100 MB" in said
         assert "2.2 times the estimate of 5 s" in said
