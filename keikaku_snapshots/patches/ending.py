@@ -62,10 +62,13 @@ def explained(worker: Worker, error: BaseException) -> KeikakuError:
         return known
     if isinstance(error, KeikakuError):
         return error
+    kind = type(error).__name__
+    _log.debug("data patch %s raised %s", execution.patch_name, kind, exc_info=error)
+    # The text of an assertion is the author's own; any other may quote a row.
+    said = str(error) if isinstance(error, AssertionError) else ""
     return PatchFailedError(
-        f"data patch {execution.patch_name} raised {type(error).__name__} in {where}",
-        # Its text may quote a row.
-        found=f"Its text is in the log at level debug ({len(str(error))} characters).",
+        f"data patch {execution.patch_name} raised {kind} in {where}",
+        found=said or "What it says may quote a row, so it is shown with -v only.",
     )
 
 

@@ -15,7 +15,7 @@ from keikaku_snapshots.patches.between import Between
 from keikaku_snapshots.patches.context import PatchContext
 from keikaku_snapshots.patches.definition import Patch, RowPatch, SqlPatch, StepPatch
 from keikaku_snapshots.patches.keyset import last_key
-from keikaku_snapshots.patches.loop import BatchLoop
+from keikaku_snapshots.patches.loop import RETRIED, BatchLoop
 from keikaku_snapshots.patches.points import reached
 from keikaku_snapshots.patches.reading import OtherReader, read_only
 from keikaku_snapshots.patches.single import run_single
@@ -172,8 +172,8 @@ class Run:
         worker = self._worker
         reached("before_arm")
         execution_id = worker.execution.execution_id
-        worker.around.undo.arm(worker.control, execution_id, self.tables)
-        worker.around.undo.check(worker.control, execution_id)
+        self._patiently(lambda: worker.around.undo.arm(worker.control, execution_id, self.tables))
+        self._patiently(lambda: worker.around.undo.check(worker.control, execution_id))
         reached("after_arm")
         reference = worker.execution.backup_reference
         if self._job.settings.backup_dump and not reference:
@@ -185,6 +185,19 @@ class Run:
                 )
             reference = worker.around.backup(execution_id, self.tables)
         worker.record(sub_state="batching", backup_reference=reference)
+
+    def _patiently(self, call: Callable[[], None]) -> None:
+        """Make the backup point again when another session was in the way of it."""
+        attempts = self._worker.around.engine.batch_attempts
+        for left in reversed(range(attempts)):
+            try:
+                call()
+            except psycopg.Error as error:
+                if not left or error.sqlstate not in RETRIED:
+                    raise
+                self._job.stop.wait(0.05 * (attempts - left))
+            else:
+                return
 
     def _batches(self) -> None:
         worker, job = self._worker, self._job

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
+import threading
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from keikaku_snapshots.patches.definition import Patch
 
 _DECLARED = ("table", "key", "where", "set", "reads", "writes", "target_tables", "acknowledges")
+# Python 3.11 parses in one thread at a time only, or raises SystemError (CPython 106905).
+_PARSER = threading.Lock()
 _PLAIN = (str, int, float, bool, bytes, tuple, frozenset, type(None))
 
 
@@ -56,7 +59,8 @@ def _parts(thing: Any, seen: set[str]) -> Iterator[str]:
 
 def _text(thing: Any) -> str:
     try:
-        return inspect.getsource(thing)
+        with _PARSER:
+            return inspect.getsource(thing)
     except (OSError, TypeError):
         # Typed in at a prompt: there is no source, but there is what the interpreter runs.
         return "\0".join(f"{code.co_code.hex()} {code.co_consts!r}" for code in _codes(thing))

@@ -28,8 +28,6 @@ def patch_database(each_server: Server) -> Iterator[DatabaseURL]:
 def lab(patch_database: DatabaseURL) -> Iterator[Lab]:
     """An empty database, on PostgreSQL 15, 16 and 18 in turn."""
     with connect(patch_database) as connection:
-        connection.commit()
-        connection.autocommit = True
         yield Lab(patch_database, connection)
     empty_database(patch_database)
 
@@ -38,6 +36,4 @@ def lab(patch_database: DatabaseURL) -> Iterator[Lab]:
 def newest(shared_database: DatabaseURL) -> Iterator[Lab]:
     """An empty database on the newest version, for what no version changes."""
     with connect(shared_database) as connection:
-        connection.commit()
-        connection.autocommit = True
         yield Lab(shared_database, connection)
