@@ -199,12 +199,18 @@ class DataPatchExecutor:
 
         Raises:
             PatchRefusedError: It has ended, or its patch was changed since.
+            WindowClosedError: No maintenance window is open.
             LockBusyError: Its process is alive.
             PatchFailedError: It failed; everything was taken back.
         """
         execution = self._find(execution_id)
         if execution.status != "running" or execution.kind != "run":
             raise _not_open(execution, "resumed")
+        windows = self._around.windows
+        # A rollback that was interrupted goes on at any hour.
+        is_free = outside_window or execution.outside_window_reason or execution.sub_state == "rolling_back"
+        if windows is not None and not is_free:
+            windows.check_open(self._around.clock())
         patch = self._registry.find(execution.patch_name)
         check_source(patch, execution)
         settings = replace(self._settings_of(patch.name), mode=_mode(execution))

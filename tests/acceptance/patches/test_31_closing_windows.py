@@ -117,6 +117,8 @@ def test_a_window_that_closes_in_mid_run_stops_it_between_two_batches(
     assert _changed(connection) == [ROWS - BATCH, BATCH]
     connection.execute("SET lock_timeout = '1s'; LOCK TABLE stock IN ACCESS EXCLUSIVE MODE")
 
+    with pytest.raises(WindowClosedError, match="no maintenance window is open"):
+        executor.resume(stopped.execution_id)
     clock.now = WEDNESDAY
     done = executor.resume(stopped.execution_id)
 
