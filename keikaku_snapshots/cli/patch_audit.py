@@ -25,6 +25,12 @@ def audit() -> None:
         ("keikaku patch audit verify", "Exit code 1 when a line was changed, removed, added or moved.")
     ],
 )
+@click.option(
+    "--anchor",
+    default="",
+    metavar="ANCHOR",
+    help="An end that was noted earlier; it must still be in the log.",
+)
 @patch_config_option
 @pass_session
 def verify(session: Session, *, anchor: str, patch_config: str | None) -> int:

@@ -9,7 +9,7 @@ import json
 import os
 import signal
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
@@ -38,6 +38,13 @@ if TYPE_CHECKING:
 _SIGNAL_BASE = 128
 #: What lets the batch finish and pauses the run.
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Stoppable(Protocol):
+    """What works in batches."""
+
+    def request_stop(self) -> None:
+        """Stop after the present batch."""
 
 
 class Door:
@@ -149,7 +156,7 @@ class Door:
         return AuditLog(self.url, self.configuration.audit)
 
     @contextlib.contextmanager
-    def until_stopped(self, executor: DataPatchExecutor | None) -> Iterator[Stopped]:
+    def until_stopped(self, executor: Stoppable | None) -> Iterator[Stopped]:
         """Turn the first SIGINT, SIGTERM or SIGHUP into a pause after the present batch.
 
         The second one interrupts the batch, which is rolled back then.

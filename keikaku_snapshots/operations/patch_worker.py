@@ -61,20 +61,19 @@ class Engine(Protocol):
     def resume(self, execution_id: UUID | str, *, params: Mapping[str, Any] | None = None) -> Execution:
         """Go on with a run."""
 
-    def reap(self) -> Sequence[Execution]:
-        """Resume, roll back or leave the runs whose process has died."""
-
     def request_stop(self) -> None:
         """Stop after the present batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Duties:
-    """What a worker does beside running patches; each returns how much it did."""
+    """What a worker does beside running patches."""
 
-    #: Deliver the messages that are due.
+    #: Resume, take back or leave the runs whose process has died; returns them as they are then.
+    reap: Callable[[], Sequence[Execution]] = field(default=lambda: ())
+    #: Deliver the messages that are due; returns how many.
     deliver: Callable[[], int] = field(default=lambda: 0)
-    #: Drop audit lines and undo that are older than their retention.
+    #: Drop audit lines and undo that are older than their retention; returns how many.
     purge: Callable[[], int] = field(default=lambda: 0)
 
 
@@ -165,7 +164,7 @@ class PatchWorker:
 
     def _work(self, connection: Connection, worked: Worked) -> None:
         with self._failing(worked, "looking for runs whose process has died"):
-            worked.reaped.extend(self._engine.reap())
+            worked.reaped.extend(self._duties.reap())
         for execution in self._stopped_runs(connection, worked):
             if not self._may_go_on(worked, f"{execution.patch_name} {execution.execution_id}"):
                 break
@@ -287,15 +286,20 @@ def _locked(connection: Connection) -> bool:
     return bool(row and row[0])
 
 
-def duties_of(url: DatabaseURL, configuration: PatchConfiguration) -> Duties:
+def duties_of(
+    url: DatabaseURL,
+    configuration: PatchConfiguration,
+    reap: Callable[[], Sequence[Execution]] = lambda: (),
+) -> Duties:
     """Return what a worker does beside running patches, as configured.
 
     Args:
         url: The database.
         configuration: Channels, audit log and retentions.
+        reap: That of the engine.
 
     Returns:
-        Delivery of messages; and the purge of audit lines and of undo.
+        Reaping, delivery of messages, and the purge of audit lines and of undo.
     """
 
     def deliver() -> int:
@@ -313,4 +317,4 @@ def duties_of(url: DatabaseURL, configuration: PatchConfiguration) -> Duties:
             swept = sweep(connection, retention_days=configuration.engine.undo_retention_days)
         return lines + len(swept.dropped)
 
-    return Duties(deliver=deliver, purge=purge)
+    return Duties(reap=reap, deliver=deliver, purge=purge)

@@ -149,10 +149,17 @@ def _deferred(connection: Connection, number: UUID) -> tuple[tuple[str, ...], ..
 
 
 def _messages(connection: Connection, number: UUID) -> tuple[Message, ...]:
-    columns = "event created_at delivered_at last_error"
+    rows = connection.execute(
+        "SELECT o.event, o.created_at, min(d.delivered_at),"  # noqa: S608
+        " coalesce(string_agg(d.channel || ': ' || d.last_error, '; ' ORDER BY d.channel)"
+        " FILTER (WHERE d.last_error <> '' AND d.delivered_at IS NULL), '')"
+        f" FROM {SCHEMA}.outbox o LEFT JOIN {SCHEMA}.delivery d ON d.message = o.number"
+        " WHERE o.execution_id = %s GROUP BY o.number ORDER BY o.number",
+        [number],
+    )
     return tuple(
         Message(event=event, created_at=created, delivered_at=delivered, last_error=problem)
-        for event, created, delivered, problem in _select(connection, "outbox", columns, number, "number")
+        for event, created, delivered, problem in rows
     )
 
 

@@ -35,9 +35,15 @@ UNITS = sorted((EXAMPLES / "systemd").iterdir())
 def _parsed(words: list[str]) -> None:
     """Let the command line read words as it would, without running them."""
     assert Path(words[0]).name == "keikaku"
-    command = keikaku.get_command(click.Context(keikaku), words[1])
+    parent, command, rest = (
+        click.Context(keikaku),
+        keikaku.get_command(click.Context(keikaku), words[1]),
+        words[2:],
+    )
+    if isinstance(command, click.Group):
+        parent, command, rest = click.Context(command, parent=parent), command.commands[rest[0]], rest[1:]
     assert command is not None
-    command.make_context(words[1], words[2:], parent=click.Context(keikaku), obj=None)
+    command.make_context(words[1], rest, parent=parent, obj=None)
 
 
 def _crontab() -> tuple[dict[str, str], list[tuple[str, str]]]:
@@ -59,7 +65,13 @@ def test_the_crontab_runs_as_cron_runs_it(server: Server, database: DatabaseURL,
         connection.execute("CREATE TABLE t AS SELECT * FROM generate_series(1, 100) AS id")
     etc, state = tmp_path / "etc", tmp_path / "state"
     etc.mkdir()
-    (etc / "environment").write_text(f"KEIKAKU_DB_URL='{database.text}'\n", encoding="utf-8")
+    (etc / "environment").write_text(
+        f"KEIKAKU_DB_URL='{database.text}'\nPATCH_DB_URL='{database.text}'\nKEIKAKU_AUDIT_KEY={'7a' * 32}\n",
+        encoding="utf-8",
+    )
+    (etc / "data_patches.yml").write_text(
+        "scheduling: {schedule: [{patch: batch_expiry_update, cron: '5 2 * * sun'}]}\n", encoding="utf-8"
+    )
     (etc / "keikaku.yml").write_text(f"pg_bin: {server.bin}\n", encoding="utf-8")
     program = tmp_path / "keikaku"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m keikaku_snapshots "$@"\n', encoding="utf-8")
@@ -72,7 +84,7 @@ def test_the_crontab_runs_as_cron_runs_it(server: Server, database: DatabaseURL,
     environment, lines = _crontab()
     variables = {name: here(value) for name, value in environment.items() if name != "MAILTO"}
     variables["PYTHONPATH"] = str(EXAMPLES.parent)
-    assert len(lines) == 2
+    assert len(lines) == 3
     for _account, command in lines:
         assert "%" not in command, "cron takes it for the end of the line"
         done = subprocess.run(
@@ -88,6 +100,9 @@ def test_the_crontab_runs_as_cron_runs_it(server: Server, database: DatabaseURL,
         assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), command
 
     assert list(state.glob("nightly_*.sql"))
+    with psycopg.connect(**database.connect_arguments()) as connection:
+        seen = connection.execute("SELECT entry FROM keikaku_patches.schedule").fetchall()
+    assert seen == [("batch_expiry_update",)]
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)

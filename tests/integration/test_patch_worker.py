@@ -108,10 +108,6 @@ class Engine(DataPatchExecutor):
         super().__init__(url, configuration, **options)
         self.watch: Any = None
 
-    def reap(self) -> list[Execution]:
-        """No process has died here."""
-        return []
-
     def execute(
         self,
         name: str,
