@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     import threading
 
     from keikaku_snapshots.patches.settings import PatchSettings
-    from keikaku_snapshots.patches.watchdog import Watchdog
     from keikaku_snapshots.patches.worker import Worker
 
 #: Seconds between two looks at a replica that lags behind.
@@ -25,16 +24,12 @@ class Between:
     Args:
         worker: Sessions and state of the run.
         settings: Limits of the patch.
-        watch: Memory and time.
         stop: Set when the process is to stop.
     """
 
-    def __init__(
-        self, worker: Worker, settings: PatchSettings, watch: Watchdog, stop: threading.Event
-    ) -> None:
+    def __init__(self, worker: Worker, settings: PatchSettings, stop: threading.Event) -> None:
         self._worker = worker
         self._settings = settings
-        self._watch = watch
         self._stop = stop
 
     def look(self, batch_s: float) -> None:
@@ -47,7 +42,7 @@ class Between:
             StoppedError: The run is to pause.
             CancelledError: It is to be taken back.
         """
-        self.tell_news()
+        self._worker.tell_news()
         if self._stop.is_set():
             raise StoppedError("paused")
         self._obey()
@@ -97,18 +92,3 @@ class Between:
         return self._worker.control.execute(
             "SELECT max(extract(epoch FROM replay_lag))::float8 FROM pg_catalog.pg_stat_replication"
         ).fetchone()
-
-    def tell_news(self) -> None:
-        """Put what the watchdog has noticed into the outbox."""
-        watch = self._watch
-        for warning in watch.news():
-            if warning == "memory_high":
-                self._worker.tell(
-                    "memory", {"used_bytes": watch.memory_bytes, "limit_bytes": watch.memory_limit_bytes}
-                )
-            else:
-                times = 2 if warning == "time_twice" else 3
-                self._worker.tell(
-                    "overtime",
-                    {"active_s": watch.active_s, "estimated_s": watch.estimate_s, "times": times},
-                )

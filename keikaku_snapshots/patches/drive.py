@@ -85,7 +85,7 @@ class Drive:
             estimate_s=expected,
             every_s=self._around.engine.watch_s,
         )
-        worker = Worker(self._around, execution, lambda: watch.memory_bytes)
+        worker = Worker(self._around, execution, watch)
         armed = execution.sub_state not in {"pending", "validating"}
         try:
             with watch:
@@ -98,7 +98,7 @@ class Drive:
                         run.go()
                         disarm(worker)
                 except StoppedError as stopped:
-                    worker.record(sub_state=stopped.sub_state, active_s=watch.active_s)
+                    worker.record(sub_state=stopped.sub_state)
                 except LEFT_ALONE:
                     raise
                 except CancelledError:
@@ -112,7 +112,7 @@ class Drive:
                     raise fail(worker, known, settings.on_conflict, armed=armed) from error
                 except BaseException:
                     # Ctrl-C: the batch was rolled back, and everything before it stays.
-                    worker.record(sub_state="paused", active_s=watch.active_s)
+                    worker.record(sub_state="paused")
                     raise
             return worker.execution
         finally:

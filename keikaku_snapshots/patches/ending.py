@@ -93,6 +93,7 @@ def fail(
         The error to raise.
     """
     message, state = str(error), str(error.details.get("sqlstate") or "")
+    worker.tell_news()
     if not armed:
         worker.record(
             event="failed",

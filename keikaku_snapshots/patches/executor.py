@@ -276,8 +276,8 @@ class DataPatchExecutor:
         if execution.kind != "run":
             raise _not_open(execution, "rolled back")
         settings = self._settings_of(execution.patch_name)
-        watch = Watchdog(memory_limit_bytes=2**62, time_limit_s=None)
-        worker = Worker(self._around, execution, lambda: watch.memory_bytes)
+        watch = Watchdog(memory_limit_bytes=2**62, time_limit_s=None, active_s=execution.active_s)
+        worker = Worker(self._around, execution, watch)
         who = actor or getpass.getuser()
         try:
             targets = read_targets(worker.control, execution.target_tables)

@@ -113,14 +113,11 @@ class Run:
 
     def _final(self) -> dict[str, Any]:
         """The columns of a completed run."""
-        worker, watch = self._worker, self._job.watch
-        execution = worker.execution
+        worker, execution = self._worker, self._worker.execution
         return {
             "status": "completed",
             "sub_state": "done",
             "completed_at": datetime.now(UTC),
-            "active_s": watch.active_s,
-            "peak_memory_bytes": watch.peak_bytes,
             "findings": execution.findings
             | {
                 "undo_bytes": worker.around.undo.size_bytes(worker.control, execution.execution_id),
@@ -153,7 +150,7 @@ class Run:
             worker,
             job.settings,
             job.watch,
-            Between(worker, job.settings, job.watch, job.stop),
+            Between(worker, job.settings, job.stop),
             progress=job.progress,
         )
 
@@ -227,7 +224,7 @@ class Run:
     def _verify(self) -> None:
         worker, job = self._worker, self._job
         reached("before_verify")
-        worker.record(sub_state="verifying", active_s=job.watch.active_s)
+        worker.record(sub_state="verifying")
         for left in reversed(range(_VERIFY_TRIES)):
             try:
                 with job.watch.working(worker.work), read_only(worker.work) as connection:

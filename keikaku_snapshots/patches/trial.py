@@ -52,7 +52,7 @@ class Trial:
             time_limit_s=None,
             every_s=around.engine.watch_s,
         )
-        self._worker = Worker(around, execution, lambda: self._watch.memory_bytes)
+        self._worker = Worker(around, execution, self._watch)
 
     def run(self, batches: int = 0) -> Execution:
         """Do it.
@@ -76,8 +76,6 @@ class Trial:
                         status="completed",
                         sub_state="done",
                         completed_at=datetime.now(UTC),
-                        peak_memory_bytes=watch.peak_bytes,
-                        active_s=watch.active_s,
                         **values,
                     )
             except Exception as error:

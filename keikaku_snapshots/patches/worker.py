@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from keikaku_snapshots.patches.execution import Execution
     from keikaku_snapshots.patches.surroundings import Surroundings
+    from keikaku_snapshots.patches.watchdog import Watchdog
     from keikaku_snapshots.postgres.connect import Connection
 
 _log = logging.getLogger("keikaku_snapshots.patches")
@@ -32,14 +33,14 @@ class Worker:
     Args:
         around: The database and the parts around the engine.
         execution: The run.
-        memory: Tells the resident memory at the last look.
+        watch: Memory and time of this process.
     """
 
-    def __init__(self, around: Surroundings, execution: Execution, memory: Callable[[], int]) -> None:
+    def __init__(self, around: Surroundings, execution: Execution, watch: Watchdog) -> None:
         self.around = around
         #: The run as it was last read or written.
         self.execution = execution
-        self._memory = memory
+        self._watch = watch
         self._control: Connection | None = None
         self._work: Connection | None = None
         self._keys: Sequence[int] = ()
@@ -169,8 +170,15 @@ class Worker:
     def _change(
         self, connection: Connection, event: str | None, facts: dict[str, Any] | None, values: dict[str, Any]
     ) -> Execution:
+        measured = {
+            "active_s": self._watch.active_s,
+            "peak_memory_bytes": max(self._watch.peak_bytes, self.execution.peak_memory_bytes),
+        }
         changed = records.update(
-            connection, self.execution.execution_id, lease_token=self.execution.lease_token, **values
+            connection,
+            self.execution.execution_id,
+            lease_token=self.execution.lease_token,
+            **measured | values,
         )
         if event is not None and self.around.notify is not None:
             self.around.notify(connection, changed, event, facts or {})
@@ -186,6 +194,19 @@ class Worker:
         if self.around.notify is not None:
             with suppress(psycopg.Error):
                 self.around.notify(self.control, self.execution, event, facts)
+
+    def tell_news(self) -> None:
+        """Put what the watchdog has noticed into the outbox."""
+        watch = self._watch
+        for warning in watch.news():
+            if warning == "memory_high":
+                self.tell("memory", {"used_bytes": watch.peak_bytes, "limit_bytes": watch.memory_limit_bytes})
+            else:
+                times = 2 if warning == "time_twice" else 3
+                self.tell(
+                    "overtime",
+                    {"active_s": watch.active_s, "estimated_s": watch.estimate_s, "times": times},
+                )
 
     def controlled(self, call: Callable[[], Any]) -> Any:
         """Do something on the control connection, once more when that was lost.
@@ -217,7 +238,7 @@ class Worker:
                 connection.close()
 
     def _state(self) -> tuple[int, int, int]:
-        return self.execution.lease_token, self.work.info.backend_pid, self._memory()
+        return self.execution.lease_token, self.work.info.backend_pid, self._watch.memory_bytes
 
     def _beat(self) -> None:
         beat(self.control, self.execution.execution_id, *self._state())
