@@ -138,7 +138,7 @@ class _Rollback:
         self.tables.sort(key=lambda one: order.get(one.sql.table.name, 0))
         for one in self.tables:
             if not has_net(self.connection, names, one.sql.table):
-                with self._transaction():
+                with self._transaction(by_index=False):
                     make_net(self.connection, names, one.sql.table)
 
     def _with_triggers(self) -> set[int]:
@@ -320,11 +320,11 @@ class _Rollback:
         return int(row[0]) if row else 0
 
     @contextmanager
-    def _transaction(self) -> Iterator[_Report]:
+    def _transaction(self, *, by_index: bool = True) -> Iterator[_Report]:
         """A batch: settings, work, its line in the log, and the proof that the execution is still ours."""
         self.before_batch()
         report = _Report(datetime.now(UTC), time.monotonic())
-        with self._settings():
+        with self._settings(by_index=by_index):
             yield report
             if report.processed:
                 self._log(report)
@@ -334,9 +334,9 @@ class _Rollback:
         self.transactions += 1
 
     @contextmanager
-    def _settings(self) -> Iterator[None]:
+    def _settings(self, *, by_index: bool = True) -> Iterator[None]:
         with self.connection.transaction():
-            settings = STYLES | _SETTINGS
+            settings = STYLES | _SETTINGS | (_BY_INDEX if by_index else {})
             calls = ", ".join("pg_catalog.set_config(%s, %s, true)" for _ in settings)
             self.connection.execute(f"SELECT {calls}", [text for pair in settings.items() for text in pair])
             self.connection.execute("SET CONSTRAINTS ALL DEFERRED")
@@ -372,13 +372,15 @@ class _Rollback:
         log_batch(self.connection, self.execution.execution_id, record)
 
 
-#: The log's joins are of one batch; whatever the statistics say, they go by index.
 _SETTINGS: Final = {
     "lock_timeout": "2s",
     "statement_timeout": "0",
     "synchronous_commit": "on",
     "row_security": "off",
     "jit": "off",
+}
+#: The joins of a batch find few rows in large tables, whatever the statistics say.
+_BY_INDEX: Final = {
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
