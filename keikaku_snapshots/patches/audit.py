@@ -260,7 +260,11 @@ class AuditLog:
         """
         kept = self._settings.audit_retention_days if days is None else days
         if kept < 0:
-            raise UsageError(f"the audit log cannot be kept for {kept} days", hint="Give 0 or more days.")
+            raise UsageError(
+                f"the audit log cannot be kept for {kept} days",
+                hint="Give 0 or more days.",
+                hint_ja="0 以上の日数を指定してください。",
+            )
         with self._mutex, translated(self._url, "dropping old lines of the audit log"):
             connection = self._own()
             if not has_schema(connection):
