@@ -29,7 +29,7 @@ from keikaku_snapshots.patches import audit_store
 from keikaku_snapshots.patches.audit_chain import AuditProblem, check_chain
 from keikaku_snapshots.patches.audit_crypto import parts_of, payload_of, require_encryption, signed_parts
 from keikaku_snapshots.patches.audit_key import KeyRing, add_key, key_file_of, load_keys, make_key_file
-from keikaku_snapshots.patches.records import has_schema
+from keikaku_snapshots.patches.records import ensure_schema, has_schema
 from keikaku_snapshots.patches.settings import AuditSettings
 from keikaku_snapshots.postgres.connect import connect, translated
 
@@ -128,6 +128,7 @@ class AuditLog:
         """
         with self._mutex, translated(self._url, "checking the audit log"):
             connection = self._own()
+            ensure_schema(connection)
             with connection.transaction():
                 audit_store.lock(connection)
                 audit_store.find_end(connection, self._keys(connection))
@@ -231,6 +232,7 @@ class AuditLog:
         """
         with self._mutex, translated(self._url, "rotating the key of the audit log"):
             connection = self._own()
+            ensure_schema(connection)
             before = self._keys(connection)
             from_variable = bool(self._environ.get(self._settings.key_variable, "").strip())
             if from_variable and audit_store.head_key_id(connection) in {None, before.current.key_id}:
@@ -318,6 +320,8 @@ class AuditLog:
         own = self._own()
         written: list[Line] = []
         try:
+            with translated(self._url, "preparing the audit log"):
+                ensure_schema(own)
             with translated(self._url, "writing the audit log"), own.transaction():
                 written.append(self._write(own, event, facts))
         except KeikakuError:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from keikaku_snapshots.errors import KeikakuError, PatchFailedError
+from keikaku_snapshots.patches import auditing
 from keikaku_snapshots.patches.ending import LEFT_ALONE, disarm, explained, fail, finish_rollback
 from keikaku_snapshots.patches.estimate import FACTOR, LEAST_S, count_matching, estimate
 from keikaku_snapshots.patches.guards import check_guards
@@ -129,6 +130,7 @@ class Drive:
                     raise over_memory(watch.memory_bytes, watch.memory_limit_bytes)
                 if not resumes:
                     self._check(worker, plan, asked)
+                auditing.began(self._around, worker.execution, resumes=resumes)
             watch.estimate_s = worker.execution.estimated_s
             watch.time_limit_s = (
                 settings.max_runtime_s

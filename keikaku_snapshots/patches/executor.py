@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from keikaku_snapshots.errors import PatchRefusedError, UsageError
-from keikaku_snapshots.patches import records
+from keikaku_snapshots.patches import auditing, records
 from keikaku_snapshots.patches.backup_point import BackupPoint
 from keikaku_snapshots.patches.definition import RowPatch, SqlPatch, StepPatch
 from keikaku_snapshots.patches.drive import Asked, Drive, is_stale
@@ -283,6 +283,7 @@ class DataPatchExecutor:
             targets = read_targets(worker.control, execution.target_tables)
             worker.lock(lock_keys(execution.patch_name, targets), take_over=is_stale(worker))
             reason = worker.execution.error_message or f"Rolled back by {who}."
+            auditing.requested(self._around, worker.execution, "rollback", who)
             worker.record(status="running", sub_state="rolling_back", error_message=reason)
             finish_rollback(worker, on_conflict or settings.on_conflict, reason)
             return worker.execution
@@ -349,7 +350,8 @@ class DataPatchExecutor:
             if execution.is_over:
                 raise _not_open(execution, f"asked to {what}")
             records.request(control, execution.execution_id, what, actor or getpass.getuser())
-            return execution
+        auditing.requested(self._around, execution, what, actor or getpass.getuser())
+        return execution
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:

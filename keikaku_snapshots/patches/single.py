@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from keikaku_snapshots.errors import OutcomeUnknownError
-from keikaku_snapshots.patches import records
+from keikaku_snapshots.patches import auditing, records
 from keikaku_snapshots.patches.batch import BatchProcessor, CommitInDoubtError, commit, opening
 from keikaku_snapshots.patches.definition import StepPatch
 from keikaku_snapshots.patches.limits import over_limit
@@ -81,6 +81,7 @@ def run_single(worker: Worker, job: Job, loop: BatchLoop, final: Callable[[], di
         if worker.execution.status != "completed":
             raise error.__cause__ or OutcomeUnknownError("COMMIT was not answered") from error
     worker.execution = records.find(worker.control, worker.execution.execution_id)
+    auditing.changed(worker.around, worker.execution)
 
 
 def _batches(worker: Worker, job: Job, loop: BatchLoop) -> Iterator[BatchResult]:

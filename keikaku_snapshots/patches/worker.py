@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 
 from keikaku_snapshots.errors import LockBusyError, OutcomeUnknownError
-from keikaku_snapshots.patches import records
+from keikaku_snapshots.patches import auditing, records
 from keikaku_snapshots.patches.lease import Heartbeat, beat, free_locks, take_locks
 from keikaku_snapshots.postgres.connect import is_transient, translated
 
@@ -146,6 +146,8 @@ class Worker:
 
         with translated(self.around.url, "recording the state of a data patch"):
             self.execution = self.controlled(write)
+        if "sub_state" in values:
+            auditing.changed(self.around, self.execution)
 
     def record_in(
         self,

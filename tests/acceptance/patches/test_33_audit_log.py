@@ -360,12 +360,13 @@ def test_what_cannot_be_written_is_an_error_or_a_warning_never_silence(
 ) -> None:
     """As the option says; `note` only warns, since what it tells of has happened."""
     strict, lenient = open_log(), open_log(AuditSettings(on_failure="warn"))
-    run(url, f"DROP TABLE {A}")
+    run(url, f"ALTER TABLE {A} RENAME line TO text")
 
     with pytest.raises(KeikakuError):
         strict.append("run_began")
     lenient.append("run_began")
     strict.note("run_ended")
+    run(url, f"DROP TABLE {A}")
 
     assert caplog.text.count("the audit log could not be written") == 2
 
