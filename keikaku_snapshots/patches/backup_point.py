@@ -72,6 +72,15 @@ class BackupPoint:
         """
         undo_clean.disarm(connection, execution_id)
 
+    def drop(self, connection: Connection, execution_id: UUID) -> None:
+        """Drop everything that was kept; the execution cannot be taken back any more.
+
+        Args:
+            connection: In autocommit.
+            execution_id: The execution.
+        """
+        undo_clean.drop(connection, execution_id)
+
     def size_bytes(self, connection: Connection, execution_id: UUID) -> int:
         """Return how much the undo takes.
 

@@ -45,6 +45,9 @@ class NoUndo:
     def disarm(self, connection: Connection, execution_id: UUID) -> None:
         """Do nothing."""
 
+    def drop(self, connection: Connection, execution_id: UUID) -> None:
+        """Do nothing."""
+
     def check_disk(self, connection: Connection, tables: Sequence[str], rows: int) -> int:
         """Return 0."""
         del connection, tables, rows

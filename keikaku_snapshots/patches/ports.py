@@ -51,6 +51,9 @@ class Undo(Protocol):
     def disarm(self, connection: Connection, execution_id: UUID) -> None:
         """Drop triggers and functions; the undo itself stays."""
 
+    def drop(self, connection: Connection, execution_id: UUID) -> None:
+        """Drop everything that was kept."""
+
     def check_disk(self, connection: Connection, tables: Sequence[str], rows: int) -> int:
         """Return how many bytes the undo of so many rows will take; raise when the disk has no room."""
 

@@ -9,7 +9,7 @@ next vacuum, and rows are locked until it ends.
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
@@ -24,6 +24,8 @@ from keikaku_snapshots.patches.reading import read_only_inside
 from keikaku_snapshots.patches.steps import do_step
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from keikaku_snapshots.patches.context import PatchContext
     from keikaku_snapshots.patches.keyset import Key
     from keikaku_snapshots.patches.run import Job
@@ -61,22 +63,17 @@ def rehearse(worker: Worker, job: Job, batches: int, remembered: dict[str, Any])
         sums[:] = [have + more for have, more in zip(sums, parts, strict=True)]
 
     began = time.monotonic()
-    # The mark of the transaction is that of a run, but nothing is armed, so nothing is captured.
-    connection.execute(opening(job.settings, 300.0, worker.around.undo.switch(context.execution_id)))
-    try:
-        if isinstance(patch, StepPatch):
-            tables = [target.name.text for target in job.plan.targets]
-            for _, work in patch.steps(context):
-                add(do_step(worker, work, context, tables, connection).counts)
-            is_whole = True
-        else:
-            is_whole = _batches(connection, job, context, batches, add)
-        connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
-        if is_whole:
-            patch.verify(context)
-    finally:
-        with suppress(psycopg.Error):
-            connection.execute(sql.SQL("ROLLBACK"))
+    with _backup_point(worker, job):
+        # The mark of the transaction is that of a run, also where nothing is armed and so nothing captured.
+        connection.execute(opening(job.settings, 300.0, worker.around.undo.switch(context.execution_id)))
+        try:
+            is_whole = _work(worker, job, context, batches, add)
+            connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+            if is_whole:
+                patch.verify(context)
+        finally:
+            with suppress(psycopg.Error):
+                connection.execute(sql.SQL("ROLLBACK"))
     seconds = time.monotonic() - began
     processed, changed, unchanged, rejected, inconsistent = sums
     too_many_wrong(inconsistent, processed, job.settings.inconsistency_limit)
@@ -93,7 +90,30 @@ def rehearse(worker: Worker, job: Job, batches: int, remembered: dict[str, Any])
     }
 
 
-def _batches(connection: Any, job: Job, context: PatchContext, batches: int, add: Any) -> bool:
+@contextmanager
+def _backup_point(worker: Worker, job: Job) -> Iterator[None]:
+    """Arm for a step of own SQL, which is watched by what is armed; all of it is dropped afterwards."""
+    if not isinstance(job.plan.patch, StepPatch):
+        yield
+        return
+    undo, execution_id = worker.around.undo, worker.execution.execution_id
+    undo.arm(worker.control, execution_id, [target.name.text for target in job.plan.targets])
+    try:
+        yield
+    finally:
+        undo.drop(worker.control, execution_id)
+
+
+def _work(
+    worker: Worker, job: Job, context: PatchContext, batches: int, add: Callable[[Counts], None]
+) -> bool:
+    """Do the batches or steps; tells whether they were all."""
+    connection, patch = worker.work, job.plan.patch
+    if isinstance(patch, StepPatch):
+        tables = [target.name.text for target in job.plan.targets]
+        for _, work in patch.steps(context):
+            add(do_step(worker, work, context, tables, connection).counts)
+        return True
     processor = BatchProcessor(job.plan, context, job.settings, check=job.watch.check)
     upper = last_key(connection, job.plan.walked)
     after: Key | None = None

@@ -11,6 +11,7 @@ from keikaku_snapshots.patches.batch import BatchResult, opening, transaction
 from keikaku_snapshots.patches.context import PatchContext, StepContext
 from keikaku_snapshots.patches.points import reached
 from keikaku_snapshots.patches.set_based import Counts
+from keikaku_snapshots.patches.step_statements import check_statements
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -81,6 +82,7 @@ def do_step(
 
     def run(query: str, parameters: Any) -> tuple[int, list[Any]]:
         nonlocal changed
+        check_statements(query)
         cursor = connection.execute(query, parameters)
         if cursor.description:
             return cursor.rowcount, cursor.fetchall()
