@@ -54,6 +54,8 @@ def pytest_configure(config: pytest.Config) -> None:
         del os.environ[name]
     # Else each worker compiles all tests again, and hundreds of child processes the package.
     sys.dont_write_bytecode = False
+    # Without it the first patch that a test runs would make a key file in the developer's own configuration.
+    os.environ["KEIKAKU_AUDIT_KEY"] = "5e" * 32
     if not hasattr(config, "workerinput"):
         _take_signals()
     given = workers.get("servers")

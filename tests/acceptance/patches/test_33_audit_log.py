@@ -274,6 +274,23 @@ def test_a_log_that_was_tampered_with_is_not_purged_and_not_continued(
     assert run(url, f"SELECT count(*) FROM {A}") == [(3,)]
 
 
+def test_a_log_that_was_put_aside_is_followed_by_a_new_one(
+    open_log: Callable[..., AuditLog], url: DatabaseURL
+) -> None:
+    """As the how-to says, after the evidence was looked at; what was put aside is still there."""
+    write(open_log(), 3)
+    run(url, f"DELETE FROM {A} WHERE number = 3")
+    run(url, f"ALTER TABLE {A} RENAME TO audit_2026_11")
+    run(url, "ALTER TABLE keikaku_patches.audit_mark RENAME TO audit_mark_2026_11")
+    log = open_log()
+
+    write(log, 1)
+
+    assert log.verify() == []
+    assert [entry.number for entry in log.read()] == [1]
+    assert run(url, f"SELECT count(*) FROM {A}_2026_11") == [(2,)]
+
+
 def test_lines_cut_off_with_their_head_are_found_by_an_anchor(
     open_log: Callable[..., AuditLog], url: DatabaseURL
 ) -> None:
