@@ -21,7 +21,7 @@ from benchmarks import (
     startup,
     templates,
 )
-from benchmarks.measure import Result, table, write_report
+from benchmarks.measure import Result, compile_package, table, write_report
 from keikaku_snapshots.postgres.embedded import EmbeddedServer
 from keikaku_snapshots.postgres.tools import find_tools
 
@@ -76,6 +76,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=RESULTS, help="JSON file to write")
     options = parser.parse_args()
     results: list[Result] = []
+    compile_package()
 
     with tempfile.TemporaryDirectory(prefix="keikaku-bench-") as folder_name:
         folder = Path(folder_name)

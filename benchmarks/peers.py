@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import peers_isolation, peers_page, peers_restore, peers_sets
-from benchmarks.measure import environment
+from benchmarks.measure import compile_package, environment
 from keikaku_snapshots.postgres.connect import connect
 from keikaku_snapshots.postgres.embedded import EmbeddedServer
 from keikaku_snapshots.postgres.tools import find_tools
@@ -71,6 +71,7 @@ def main() -> int:
 
 def _measure(parts: list[str], peers: Path | None, runs: int) -> dict[str, dict[str, object]]:
     found: dict[str, object] = {}
+    compile_package()
     with tempfile.TemporaryDirectory(prefix="keikaku-peers-") as folder_name:
         folder = Path(folder_name)
         folder.chmod(0o711)

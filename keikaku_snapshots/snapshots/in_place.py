@@ -38,6 +38,7 @@ from keikaku_snapshots.snapshots.clear import (
 from keikaku_snapshots.snapshots.counts import compare_counts
 from keikaku_snapshots.snapshots.dump import ownership_digest
 from keikaku_snapshots.snapshots.load import Loader, RoleRights, restore_failed
+from keikaku_snapshots.snapshots.parameters import LOCK_TIMEOUT_S
 from keikaku_snapshots.snapshots.rows_in_place import restore_rows
 from keikaku_snapshots.snapshots.script import Kind, Part
 
@@ -51,8 +52,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("keikaku_snapshots.restore")
 
-#: Seconds to wait for other sessions; long enough for a running query of a test, short enough for a person.
-LOCK_TIMEOUT_S = 3.0
 
 _SCHEMA = re.compile(rb'CREATE SCHEMA (?:"((?:[^"]|"")+)"|([^\s;"]+));\Z')
 #: Of an object that stays where it is only these are touched when rows are replaced.

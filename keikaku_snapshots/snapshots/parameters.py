@@ -17,6 +17,8 @@ FORMATS = ("plain", "custom", "directory", "json")
 SCOPES = ("database", "test_data")
 #: Names of the strategies of a restore.
 STRATEGIES = ("auto", "in_place", "swap", "template")
+#: Seconds to wait for other sessions; long enough for a running query of a test, short enough for a person.
+LOCK_TIMEOUT_S = 3.0
 _ON_MISMATCH = ("warn", "error", "ignore")
 
 

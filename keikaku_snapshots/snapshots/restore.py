@@ -23,9 +23,8 @@ from keikaku_snapshots.snapshots import guards
 from keikaku_snapshots.snapshots.compression import require
 from keikaku_snapshots.snapshots.hook_run import HookRun, HookRunner
 from keikaku_snapshots.snapshots.hooks import HOOK_TIMEOUT_S, Command, Function
-from keikaku_snapshots.snapshots.in_place import LOCK_TIMEOUT_S, in_use, restore_in_place
 from keikaku_snapshots.snapshots.load import RoleRights, role_rights
-from keikaku_snapshots.snapshots.sources import Sources
+from keikaku_snapshots.snapshots.parameters import LOCK_TIMEOUT_S
 from keikaku_snapshots.snapshots.strategy import StrategyChoice
 from keikaku_snapshots.snapshots.swap import build_beside, put_in_place
 from keikaku_snapshots.snapshots.templates import template_key
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from keikaku_snapshots.snapshots.manifest import Manifest, Snapshot
     from keikaku_snapshots.snapshots.parallel_load import Archive
     from keikaku_snapshots.snapshots.reading import OpenSnapshot
+    from keikaku_snapshots.snapshots.sources import Sources
     from keikaku_snapshots.snapshots.store import SnapshotStore
 
 log = logging.getLogger("keikaku_snapshots.restore")
@@ -192,6 +192,8 @@ class Restore:
         except DatabaseInUseError as error:
             if self._options.hooks and "sessions" in error.details:
                 raise  # says it all already
+            from keikaku_snapshots.snapshots.in_place import in_use
+
             raise in_use(self._url) from error
 
     def _look(self, connection: Connection) -> RoleRights:
@@ -224,6 +226,9 @@ class Restore:
     # -- the two ways -----------------------------------------------------------------
 
     def _in_place(self, rights: RoleRights) -> None:
+        # Not at the top: a fifth of what a warm restore by the command line has to import.
+        from keikaku_snapshots.snapshots.in_place import restore_in_place
+
         self._check_file()
         with self._sources.script() as script:
             result = restore_in_place(
@@ -323,6 +328,8 @@ class Restore:
     @property
     def _sources(self) -> Sources:
         options = self._options
+        from keikaku_snapshots.snapshots.sources import Sources
+
         return Sources(
             self._opened,
             self._store,
