@@ -89,8 +89,8 @@ def compare(
 def compile_package() -> None:
     """Write the byte code of the package, which an installed one has.
 
-    A work tree gets it from the first import, but not where PYTHONDONTWRITEBYTECODE is set: every start of the
-    command line would compile a hundred modules then.
+    A work tree gets it from the first import, but not where PYTHONDONTWRITEBYTECODE is set: every start of
+    the command line would compile a hundred modules then.
     """
     compileall.compile_dir(Path(keikaku_snapshots.__file__).parent, quiet=1)
 
