@@ -45,6 +45,9 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=5, help="alternating runs of each (default 5)")
     parser.add_argument("--only", choices=PARTS, action="append", help="a part; the others stay as recorded")
     parser.add_argument(
+        "--promised", action="store_true", help="only the ways that something was promised about"
+    )
+    parser.add_argument(
         "--output", type=Path, default=RESULTS, help="JSON file (default docs/performance.json)"
     )
     parser.add_argument("--write", action="store_true", help="measure nothing, write the page from the JSON")
@@ -54,7 +57,7 @@ def main() -> int:
         return 0
     peers = None if options.peers is None else options.peers.absolute()
     parts = options.only or list(PARTS)
-    measured = _measure(parts, peers, options.runs)
+    measured = _measure(parts, peers, options.runs, promised=options.promised)
     document = measured
     if peers is not None:
         document = _merged(options.output, measured)
@@ -69,7 +72,9 @@ def main() -> int:
     return 0 if all(bar.holds for bar in bars) else 1
 
 
-def _measure(parts: list[str], peers: Path | None, runs: int) -> dict[str, dict[str, object]]:
+def _measure(
+    parts: list[str], peers: Path | None, runs: int, *, promised: bool
+) -> dict[str, dict[str, object]]:
     found: dict[str, object] = {}
     compile_package()
     with tempfile.TemporaryDirectory(prefix="keikaku-peers-") as folder_name:
@@ -92,7 +97,7 @@ def _measure(parts: list[str], peers: Path | None, runs: int) -> dict[str, dict[
                     server.url(f"peers_{part}", create=True), find_tools(server.major), folder / part, peers
                 )
                 before = os.getloadavg()[0]
-                samples = _part(part, place, runs)
+                samples = _part(part, place, runs, promised=promised)
                 found[part] = {
                     "facts": {
                         **facts,
@@ -106,7 +111,7 @@ def _measure(parts: list[str], peers: Path | None, runs: int) -> dict[str, dict[
     return {"parts": found}
 
 
-def _part(part: str, place: peers_restore.Place, runs: int) -> dict[str, list[float]]:
+def _part(part: str, place: peers_restore.Place, runs: int, *, promised: bool) -> dict[str, list[float]]:
     with connect(place.url, statement_timeout_s=0) as connection:
         (peers_sets.gigabyte if part == "gigabyte" else peers_sets.small)(connection)
     with connect(place.url, autocommit=True, statement_timeout_s=0) as connection:
@@ -116,9 +121,11 @@ def _part(part: str, place: peers_restore.Place, runs: int) -> dict[str, list[fl
         with connect(place.url, database="postgres", autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {place.url.database}_full TEMPLATE {place.url.database}")
         return _in_turn(peers_isolation.contestants(place), runs)
-    peers_restore.prepare(place)
+    wanted = peers_page.promised(part) if promised else None
+    peers_restore.prepare(place, wanted)
     try:
         ways = {**peers_restore.contestants(place), **peers_restore.without_command_line(place)}
+        ways = {way: run for way, run in ways.items() if wanted is None or way in wanted}
         return _in_turn(ways, runs, warm_up=part == "small")
     finally:
         peers_restore.clear(place)

@@ -41,6 +41,17 @@ _BARS = (
     ("gigabyte", LIBRARY, LIBRARY_RAW, 1.3),
     ("isolation", REWIND, CLONE, 1 / 20),
 )
+
+
+def promised(part: str) -> frozenset[str]:
+    """The ways of a part that something was promised about.
+
+    Args:
+        part: Of the comparison.
+    """
+    return frozenset(way for name, ours, theirs, _ in _BARS if name == part for way in (ours, theirs))
+
+
 _TITLES = {
     "small": "Restore of 100 tables (20,000 rows, 20 MB)",
     "gigabyte": "Restore of 1 GB (20 million rows)",

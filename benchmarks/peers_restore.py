@@ -25,7 +25,7 @@ from keikaku_snapshots.postgres.connect import connect
 from keikaku_snapshots.postgres.tools import tool_environment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from keikaku_snapshots.postgres.connect import Connection
     from keikaku_snapshots.postgres.tools import Tools
@@ -124,16 +124,30 @@ def settle(place: Place) -> None:
         connection.execute("CHECKPOINT")
 
 
-def prepare(place: Place) -> None:
-    """Take every tool's snapshot of the database, which holds the data set."""
+def prepare(place: Place, wanted: Collection[str] | None = None) -> None:
+    """Take every tool's snapshot of the database, which holds the data set.
+
+    Args:
+        place: Where.
+        wanted: The ways that will be measured; None: all.
+    """
+
+    def is_wanted(way: str) -> bool:
+        return wanted is None or way in wanted
+
     url = place.url
     run(place, *_keikaku("create", SNAPSHOT, "-q", "--snapshot-dir", place.folder / "snapshots"))
-    run(place, place.tools.pg_dump, "-w", "-f", place.folder / "raw.sql", url.database)
+    dump = place.tools.pg_dump
+    if is_wanted(PSQL):
+        run(place, dump, "-w", "-f", place.folder / "raw.sql", url.database)
     with ThreadPoolExecutor() as beside:  # each compresses for most of a minute
-        dump = place.tools.pg_dump
-        archive = beside.submit(run, place, dump, "-w", "-Fc", "-f", place.folder / "raw.dump", url.database)
-        _prepare_peers(place)
-        archive.result()
+        if is_wanted(PG_RESTORE):
+            words = (dump, "-w", "-Fc", "-f", place.folder / "raw.dump", url.database)
+            archive = beside.submit(run, place, *words)
+        if is_wanted(DBBACKUP):
+            _prepare_peers(place)
+        if is_wanted(PG_RESTORE):
+            archive.result()
     if place.peers is not None:
         run(place, place.peers / "dslr", "snapshot", SNAPSHOT)  # it ends other sessions
     _sql(place, f"CREATE DATABASE {TEMPLATE} TEMPLATE {url.database}")
