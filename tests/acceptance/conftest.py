@@ -17,6 +17,7 @@ from keikaku_snapshots.cli import keikaku
 from keikaku_snapshots.cli.run import run
 from tests import servers
 from tests.messages import Said
+from tests.prefork import Prefork
 
 if TYPE_CHECKING:
     from keikaku_snapshots.postgres.url import DatabaseURL
@@ -56,6 +57,13 @@ def _variables(database: DatabaseURL) -> dict[str, str]:
         "KEIKAKU_RETRY_WAIT_MIN_S": "0",
         "KEIKAKU_RETRY_WAIT_MAX_S": "0",
     }
+
+
+@pytest.fixture(scope="session")
+def prefork() -> Iterator[Prefork]:
+    """A process that has imported the package, for tests of many commands in processes of their own."""
+    with Prefork() as process:
+        yield process
 
 
 @pytest.fixture

@@ -13,12 +13,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 
 from keikaku_snapshots.postgres.url import DatabaseURL
+
+if TYPE_CHECKING:
+    from tests.prefork import Prefork
 
 ROOT = Path(__file__).parents[2]
 TABLES = {
@@ -260,9 +263,14 @@ def test_the_embedded_server_is_started_and_stopped(open_directory: Path) -> Non
 
 
 def test_a_compression_is_an_option_of_every_command_that_makes_snapshots(
-    keikaku: Keikaku, database: DatabaseURL
+    prefork: Prefork, tmp_path: Path, database: DatabaseURL
 ) -> None:
     """B5: the option, the configuration, `none` to leave it out once; a level that does not exist is told."""
+
+    def keikaku(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = _environment(tmp_path, KEIKAKU_DB_URL=database.text, **variables)
+        return prefork.run(arguments, cwd=tmp_path, env=environment, timeout_s=120)
+
     _query(database, "CREATE TABLE t (id integer PRIMARY KEY); INSERT INTO t VALUES (1)")
     configured = {"KEIKAKU_COMPRESSION": "gzip", "KEIKAKU_COMPRESSION_LEVEL": "9"}
     for arguments, variables, suffix in (
@@ -275,7 +283,7 @@ def test_a_compression_is_an_option_of_every_command_that_makes_snapshots(
         (["refresh", "g", "--dump-only", "--no-prune"], configured, "sql.gz"),
         (["generate", "--scale", "small", "--name", "h", "--compression", "zstd"], {}, "sql.zst"),
     ):
-        done = keikaku(*arguments, "--json", url=database, **variables)
+        done = keikaku(*arguments, "--json", **variables)
         assert done.returncode == 0, done.stderr
         path = Path(json.loads(done.stdout)["snapshot"]["path"])
         assert path.name.split(".", 1)[1] == suffix
@@ -283,8 +291,8 @@ def test_a_compression_is_an_option_of_every_command_that_makes_snapshots(
     table = {line.split()[0]: line for line in keikaku("list").stdout.splitlines()}
     assert "plain zstd" in table["a"]
     assert "plain gzip" in table["b"]
-    done = keikaku("create", "i", "--compression", "gzip", "--level", "10", url=database)
+    done = keikaku("create", "i", "--compression", "gzip", "--level", "10")
     assert done.returncode == 2
     assert "from 1 to 9" in done.stderr
-    done = keikaku("generate", "--scale", "small", "--level", "3", url=database)
+    done = keikaku("generate", "--scale", "small", "--level", "3")
     assert (done.returncode, "needs a compression" in done.stderr) == (2, True)

@@ -79,8 +79,10 @@ def suite(
     """A directory with a test suite, for a role that may create databases."""
     monkeypatch.setenv("KEIKAKU_DB_URL", creator_database.text)
     monkeypatch.setenv("KEIKAKU_SNAPSHOT_DIR", str(snapshots))
+    # Hypothesis, which no suite here uses, is a third of what it costs to start pytest.
     pytester.makeini(
-        "[pytest]\naddopts = -p no:cacheprovider\nasyncio_default_fixture_loop_scope = function\n"
+        "[pytest]\naddopts = -p no:cacheprovider -p no:hypothesispytest\n"
+        "asyncio_default_fixture_loop_scope = function\n"
     )
     return pytester
 
