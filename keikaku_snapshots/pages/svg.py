@@ -116,11 +116,11 @@ def text(x: float, y: float, words: str, kind: str) -> str:
 
 def box(x: float, y: float, width: float, height: float, kind: str, *, words: str = "") -> str:
     """A box of a class of the style; its words are shown where the mouse rests on it."""
-    hint = f"<title>{escape(words)}</title>" if words else ""
+    tooltip = f"<title>{escape(words)}</title>" if words else ""
     place = f'x="{x:.1f}" y="{y:.1f}" width="{max(width, 0):.1f}" height="{max(height, 0):.1f}"'
     return (
-        f'<rect class="{kind}" {place} rx="3">{hint}</rect>'
-        if hint
+        f'<rect class="{kind}" {place} rx="3">{tooltip}</rect>'
+        if tooltip
         else f'<rect class="{kind}" {place} rx="3"/>'
     )
 
