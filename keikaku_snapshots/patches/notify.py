@@ -276,6 +276,11 @@ class Background:
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(self._linger_s)
+        if self._thread.is_alive():
+            log.warning(
+                "messages were not delivered within %g s; `keikaku patch worker --once` tries again",
+                self._linger_s,
+            )
 
     def _run(self) -> None:
         over = False

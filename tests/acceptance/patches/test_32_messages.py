@@ -148,6 +148,7 @@ def test_a_run_does_not_notice_and_the_message_arrives_later(
 
     assert (execution.status, execution.processed_records, quantities(url)) == ("completed", 10, {1})
     assert seconds < 15
+    assert how != "hang" or "keikaku patch worker --once" in caplog.text
     # What was being sent when the run had ended is stopped, and that is written down.
     until(lambda: all(thread.name != "keikaku-notify" for thread in threading.enumerate()))
     web.web.behaviour = "ok"
