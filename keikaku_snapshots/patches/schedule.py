@@ -215,11 +215,11 @@ def still_holds(connection: Connection, claim: Claim) -> bool:
 
 
 def _has_begun(connection: Connection, entry: ScheduleEntry, claimed_at: datetime) -> bool:
-    """Tell whether the run that was to be started is among the records."""
+    """Tell whether the run that was to be started is among the records, and not as one that did nothing."""
     row = connection.execute(
         sql.SQL(
             "SELECT true FROM {} WHERE patch_name = %s AND kind = 'run' AND actor = %s AND created_at >= %s"
-            " LIMIT 1"
+            " AND NOT (status = 'failed' AND sub_state = 'failed' AND batch_number = 0) LIMIT 1"
         ).format(_EXECUTIONS),
         [entry.patch, entry.actor, claimed_at],
     ).fetchone()

@@ -103,6 +103,15 @@ def test_a_run_that_was_recorded_is_not_started_again(connection: Connection) ->
     assert schedule.claim(connection, ENTRY, NOW) is None
 
 
+def test_a_run_that_died_before_it_changed_anything_is_begun_again(connection: Connection) -> None:
+    """`reap` has ended it as failed; the night's work was not done."""
+    assert schedule.claim(connection, ENTRY, NOW) is not None
+    _begin(connection)
+    connection.execute("UPDATE keikaku_patches.execution SET status = 'failed', sub_state = 'failed'")
+
+    assert schedule.claim(connection, ENTRY, NOW) is not None
+
+
 def test_who_comes_late_settles_nothing(connection: Connection) -> None:
     """A worker that lost its claim cannot say what became of that of another one."""
     late = schedule.claim(connection, ENTRY, NOW)
