@@ -45,7 +45,7 @@ class InventoryPriceAdjustment(SqlPatch):
         if greatest * (1 + ctx.params.percent / 100) + ctx.params.amount >= Decimal(10) ** 10:
             raise PatchRefusedError(
                 "a price would be too large for the column price",
-                found=f"Greatest price: {greatest}, parameters: {ctx.params.percent} %, {ctx.params.amount}",
+                found=f"Percent: {ctx.params.percent}; amount: {ctx.params.amount}",
             )
         ctx.remember("rows", rows)
 
