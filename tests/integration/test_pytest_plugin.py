@@ -209,13 +209,14 @@ def test_what_a_killed_restore_was_building_is_dropped_too(creator_database: Dat
         until(lambda: is_swept(later, name))
 
 
+@pytest.mark.parametrize("options", [(), ("--keikaku-isolation=clone", "-n1")], ids=["rewind", "clone"])
 def test_the_database_of_a_failed_test_is_kept_and_named(
-    suite: pytest.Pytester, server: Server, creator_database: DatabaseURL
+    suite: pytest.Pytester, server: Server, creator_database: DatabaseURL, options: tuple[str, ...]
 ) -> None:
     """``--keikaku-keep-failed``: its URL is printed without a password, the next test starts afresh."""
     suite.makepyfile(COMMITS.format(count=2) + "    assert number != 0\n")
 
-    result = run(suite, "--keikaku-keep-failed")
+    result = run(suite, "--keikaku-keep-failed", *options)
 
     result.assert_outcomes(passed=1, failed=1)
     (kept,) = databases_for_tests(server, creator_database)
