@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from keikaku_snapshots import SnapshotManager
+from keikaku_snapshots.config import Settings
 from keikaku_snapshots.errors import (
     DiskFullError,
     HookFailedError,
@@ -25,6 +26,7 @@ from keikaku_snapshots.errors import (
 from keikaku_snapshots.postgres import capacity, databases
 from keikaku_snapshots.snapshots import warm
 from keikaku_snapshots.snapshots.reading import OpenSnapshot
+from keikaku_snapshots.testing.filling import Filler
 from tests import servers
 from tests.integration import schemas
 from tests.integration.test_restore_in_place import CHANGED, SMALL
@@ -573,6 +575,17 @@ def test_a_template_stays_as_long_as_anybody_may_need_it(
     monkeypatch.setattr("socket.gethostname", lambda: "another host")
     small.restore_snapshot("other")
     assert len(small.list_templates()) == 3
+
+
+def test_the_pytest_plugin_keeps_to_the_configuration(small: SnapshotManager) -> None:
+    """`templates` and `spare` of the file hold for its databases too."""
+    none = Settings(templates=False, minimum_free_mb=1)
+    with Filler(small.directory, none, "keikaku").manager(small.url) as manager:
+        assert manager.restore_snapshot("small").reason == "nobody else is connected"
+    spare = Settings(spare=1, minimum_free_mb=1)
+    with Filler(small.directory, spare, "keikaku").manager(small.url) as manager:
+        assert origin(manager.restore_snapshot("small")) == "cold"
+        assert len(wait_for_spare(manager)) == 1
 
 
 def test_clear_may_be_for_one_snapshot(small: SnapshotManager) -> None:
