@@ -165,7 +165,7 @@ def _from_environment(
     environment: Mapping[str, str], problems: list[str]
 ) -> tuple[dict[str, str], list[str]]:
     """Texts by path, and warnings about variables that mean nothing."""
-    known = {item.variable: item.path for item in schema() if item.variable}
+    known = {item.variable: item.path for item in schema(explained=False) if item.variable}
     found: dict[str, str] = {}
     warnings: list[str] = []
     for name in sorted(environment):
@@ -186,7 +186,7 @@ def _from_environment(
 
 def _merge(data: dict[str, Any], overrides: Mapping[str, str]) -> dict[str, Any]:
     merged = dict(data)
-    kinds = {item.path: item.expected for item in schema()}
+    kinds = {item.path: item.expected for item in schema(explained=False)}
     for path, text in overrides.items():
         *groups, name = path.split(".")
         level = merged

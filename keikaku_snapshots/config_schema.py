@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -181,17 +182,18 @@ class SchemaField:
     variable: str
 
 
-def schema(kind: type = Settings, prefix: str = "") -> Iterator[SchemaField]:
+def schema(kind: type = Settings, prefix: str = "", *, explained: bool = True) -> Iterator[SchemaField]:
     """Walk the settings in the order of the file, groups before their members.
 
     Args:
         kind: The group to walk.
         prefix: Its path with a final dot; empty at the top.
+        explained: Say what each means, too; reading that takes as long as many a command.
 
     Yields:
         One value for each setting and each group.
     """
-    meanings = _field_comments(kind)
+    meanings = _field_comments(kind) if explained else defaultdict(str)
     hints = typing.get_type_hints(kind, include_extras=True)
     for item in dataclasses.fields(kind):
         hint, path = hints[item.name], prefix + item.name
@@ -200,7 +202,7 @@ def schema(kind: type = Settings, prefix: str = "") -> Iterator[SchemaField]:
             default = "" if dataclasses.is_dataclass(hint) else _as_yaml(_default_of(item))
             yield SchemaField(path, expected, default, meanings[item.name], "")
             if members is not None:
-                yield from schema(members, f"{path}.{below}")
+                yield from schema(members, f"{path}.{below}", explained=explained)
         else:
             is_settable = kind.__module__ == __name__ and f".{NAME}." not in path
             variable = variable_of(path) if is_settable else ""
