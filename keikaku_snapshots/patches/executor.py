@@ -18,6 +18,7 @@ from keikaku_snapshots.patches.ending import finish_rollback
 from keikaku_snapshots.patches.guards import check_source
 from keikaku_snapshots.patches.lease import lock_keys
 from keikaku_snapshots.patches.parameters import HIDDEN, read_parameters
+from keikaku_snapshots.patches.reap import reap
 from keikaku_snapshots.patches.registry import DataPatchRegistry
 from keikaku_snapshots.patches.settings import EngineSettings, PatchSettings
 from keikaku_snapshots.patches.source import source_hash
@@ -289,6 +290,15 @@ class DataPatchExecutor:
             return worker.execution
         finally:
             worker.close()
+
+    def reap(self) -> list[Execution]:
+        """Look after runs whose process has died: resume them, take them back or leave them, by ``on_crash``.
+
+        Returns:
+            Those runs as they are afterwards.
+        """
+        with self._connection() as control:
+            return reap(control, self, self._around.engine, lambda name: self._settings_of(name).on_crash)
 
     def status(self, execution_id: UUID | str | None = None) -> list[Execution]:
         """Tell of one run, or of the latest ones.

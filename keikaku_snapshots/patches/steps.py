@@ -11,6 +11,7 @@ from keikaku_snapshots.patches.batch import BatchResult, opening, transaction
 from keikaku_snapshots.patches.context import PatchContext, StepContext
 from keikaku_snapshots.patches.points import reached
 from keikaku_snapshots.patches.set_based import Counts
+from keikaku_snapshots.patches.step_guard import check_transaction
 from keikaku_snapshots.patches.step_statements import check_statements
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def do_step(
         nonlocal changed
         check_statements(query)
         cursor = connection.execute(query, parameters)
+        check_transaction(connection)
         if cursor.description:
             return cursor.rowcount, cursor.fetchall()
         changed += max(0, cursor.rowcount)
