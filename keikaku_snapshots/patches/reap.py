@@ -64,11 +64,15 @@ def find_dead(connection: Connection, lease_s: float) -> list[Execution]:
         return []
     silent = connection.execute(_SILENT, [_WAITING, lease_s, APPLICATION]).fetchall()
     found = [records.find(connection, row[0]) for row in silent]
-    return [one for one in found if one.kind != "run" or not _is_locked(connection, one)]
+    return [one for one in found if not _is_locked(connection, one)]
 
 
 def _is_locked(connection: Connection, execution: Execution) -> bool:
-    return holder(connection, key_of(f"patch {execution.patch_name}")) is not None
+    # A dry run disturbs nobody, so its lock is its own.
+    what = (
+        f"patch {execution.patch_name}" if execution.kind == "run" else f"execution {execution.execution_id}"
+    )
+    return holder(connection, key_of(what)) is not None
 
 
 def reap(

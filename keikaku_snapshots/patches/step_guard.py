@@ -14,7 +14,7 @@ from psycopg.pq import TransactionStatus
 
 from keikaku_snapshots.errors import PatchFailedError, PatchRefusedError
 from keikaku_snapshots.patches.records_schema import SCHEMA
-from keikaku_snapshots.patches.undo import SETTING, undo_tables
+from keikaku_snapshots.patches.undo import SETTING, find_tables
 from keikaku_snapshots.postgres.ddl_watch import ddl_hash_query
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def guarded(connection: Connection, execution_id: UUID, tables: Sequence[str]) -
     Args:
         connection: In the transaction of the step, capture switched on.
         execution_id: The execution, armed.
-        tables: Tables that it may change; for messages.
+        tables: Tables that it may change, as ``schema.table``.
 
     Yields:
         While the step works.
@@ -61,7 +61,8 @@ def guarded(connection: Connection, execution_id: UUID, tables: Sequence[str]) -
         raise _refused("changed the schema", "")
     if after[2] != str(execution_id):
         raise _refused("switched off what keeps its changes", "")
-    declared = [member.oid for undo in undo_tables(connection, execution_id) for member in undo.table.members]
+    # A rehearsal has no backup point, so the catalog is asked, and not what was armed.
+    declared = [member.oid for table in find_tables(connection, tables) for member in table.members]
     written = [row[0] for row in connection.execute(_WRITTEN, [declared]).fetchall()]
     if written:
         raise _refused(
