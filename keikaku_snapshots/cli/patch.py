@@ -12,7 +12,7 @@ from keikaku_snapshots.cli.patch_life import cancel, pause, resume, rollback
 from keikaku_snapshots.cli.patch_run import approve, rehearse, run
 from keikaku_snapshots.cli.patch_session import Door, complete_patch_name, patch_config_option
 from keikaku_snapshots.cli.patch_status import report, status
-from keikaku_snapshots.cli.patch_worker import worker
+from keikaku_snapshots.cli.patch_worker import reap, worker
 from keikaku_snapshots.cli.session import Command, Session, pass_session
 
 if TYPE_CHECKING:
@@ -175,5 +175,5 @@ def _parameters(one: Patch) -> list[dict[str, Any]]:
     return found
 
 
-for command in (run, rehearse, approve, status, pause, resume, cancel, rollback, worker, report, audit):
+for command in (run, rehearse, approve, status, pause, resume, cancel, rollback, reap, worker, report, audit):
     patch.add_command(command)

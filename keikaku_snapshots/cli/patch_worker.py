@@ -1,4 +1,4 @@
-"""`keikaku patch worker`: what cron or systemd starts every few minutes."""
+"""`keikaku patch worker` and `reap`: what cron or systemd starts every few minutes, and its first step."""
 
 from __future__ import annotations
 
@@ -63,6 +63,41 @@ def worker(session: Session, *, once: bool, plan: bool, patch_config: str | None
         session.output.one_line = f"patch worker: {what}"
         raise error
     return done.exit_code
+
+
+@click.command(
+    "reap",
+    cls=Command,
+    examples=[("keikaku patch reap", "After a crash: resume, take back or leave, as each patch wants it.")],
+)
+@patch_config_option
+@pass_session
+def reap(session: Session, *, patch_config: str | None) -> int:
+    """Look after runs whose process has died.
+
+    Each is resumed, taken back or left, as `on_crash` of its patch says. One that
+    is to be resumed waits for an open maintenance window; `keikaku patch resume`
+    takes it up at once.
+    """
+    door = Door(session, patch_config)
+    door.require_database()
+    output = session.output
+    if dry_run_wins(session):
+        from keikaku_snapshots.patches.reap import find_dead
+
+        with door.connection() as connection:
+            found = find_dead(connection, door.engine.lease_s)
+    else:
+        with door.executor() as executor, door.until_stopped(executor):
+            found = executor.reap()
+    if output.as_json:
+        output.document([door.document(execution) for execution in found])
+        return 0
+    for execution in found:
+        output.data(_named(execution))
+    if not found:
+        output.say("there is no run whose process has died")
+    return 0
 
 
 def _tell(session: Session, done: Worked) -> None:

@@ -23,7 +23,7 @@ from keikaku_snapshots.patches.records_schema import SCHEMA
 from keikaku_snapshots.postgres.connect import connect, translated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
     from uuid import UUID
 
     from keikaku_snapshots.config_patches import PatchConfiguration
@@ -61,19 +61,20 @@ class Engine(Protocol):
     def resume(self, execution_id: UUID | str, *, params: Mapping[str, Any] | None = None) -> Execution:
         """Go on with a run."""
 
+    def reap(self) -> list[Execution]:
+        """Resume, take back or leave the runs whose process has died."""
+
     def request_stop(self) -> None:
         """Stop after the present batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Duties:
-    """What a worker does beside running patches."""
+    """What a worker does beside running patches; each returns how much it did."""
 
-    #: Resume, take back or leave the runs whose process has died; returns them as they are then.
-    reap: Callable[[], Sequence[Execution]] = field(default=lambda: ())
-    #: Deliver the messages that are due; returns how many.
+    #: Deliver the messages that are due.
     deliver: Callable[[], int] = field(default=lambda: 0)
-    #: Drop audit lines and undo that are older than their retention; returns how many.
+    #: Drop audit lines and undo that are older than their retention.
     purge: Callable[[], int] = field(default=lambda: 0)
 
 
@@ -164,7 +165,7 @@ class PatchWorker:
 
     def _work(self, connection: Connection, worked: Worked) -> None:
         with self._failing(worked, "looking for runs whose process has died"):
-            worked.reaped.extend(self._duties.reap())
+            worked.reaped.extend(self._engine.reap())
         for execution in self._stopped_runs(connection, worked):
             if not self._may_go_on(worked, f"{execution.patch_name} {execution.execution_id}"):
                 break
@@ -289,17 +290,15 @@ def _locked(connection: Connection) -> bool:
 def duties_of(
     url: DatabaseURL,
     configuration: PatchConfiguration,
-    reap: Callable[[], Sequence[Execution]] = lambda: (),
 ) -> Duties:
     """Return what a worker does beside running patches, as configured.
 
     Args:
         url: The database.
         configuration: Channels, audit log and retentions.
-        reap: That of the engine.
 
     Returns:
-        Reaping, delivery of messages, and the purge of audit lines and of undo.
+        Delivery of messages, and the purge of audit lines and of undo.
     """
 
     def deliver() -> int:
@@ -317,4 +316,4 @@ def duties_of(
             swept = sweep(connection, retention_days=configuration.engine.undo_retention_days)
         return lines + len(swept.dropped)
 
-    return Duties(reap=reap, deliver=deliver, purge=purge)
+    return Duties(deliver=deliver, purge=purge)
