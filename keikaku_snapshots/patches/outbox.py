@@ -14,6 +14,7 @@ from psycopg import sql
 
 from keikaku_snapshots.patches.messages import compose
 from keikaku_snapshots.patches.notify_rules import Decision, OpenMessage
+from keikaku_snapshots.patches.records import storable
 from keikaku_snapshots.patches.records_schema import SCHEMA
 
 if TYPE_CHECKING:
@@ -44,7 +45,13 @@ def enqueue(
         sql.SQL(
             "INSERT INTO {} (execution_id, event, urgent, title, body) VALUES (%s, %s, %s, %s, %s)"
         ).format(OUTBOX),
-        [execution.execution_id, message.event, message.urgent, message.title, message.body],
+        [
+            execution.execution_id,
+            message.event,
+            message.urgent,
+            storable(connection, message.title),
+            storable(connection, message.body),
+        ],
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
@@ -93,7 +94,7 @@ def insert(connection: Connection, values: dict[str, Any]) -> Execution:
         sql.SQL(", ").join(map(sql.Placeholder, values)),
         _ALL,
     )
-    row = connection.execute(query, _stored(values)).fetchone()
+    row = connection.execute(query, _stored(connection, values)).fetchone()
     assert row is not None
     return _read(row)
 
@@ -123,7 +124,7 @@ def update(
         " OR lease_token = %(its_lease)s) RETURNING {}"
     ).format(_TABLE, assignments, _ALL)
     row = connection.execute(
-        query, _stored(values) | {"its_id": execution_id, "its_lease": lease_token}
+        query, _stored(connection, values) | {"its_id": execution_id, "its_lease": lease_token}
     ).fetchone()
     if row is None:
         raise lease_lost(execution_id)
@@ -354,15 +355,33 @@ def take_requests(connection: Connection, execution_id: UUID) -> None:
     )
 
 
-def _stored(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: json.dumps(value, ensure_ascii=False)
-        if name in _JSON
-        else list(value)
-        if name in _TUPLES and value is not None
-        else value
-        for name, value in values.items()
-    }
+def storable(connection: Connection, text: str) -> str:
+    """Return a text as a database of any encoding can keep it; what it has no letter for becomes "?".
+
+    Args:
+        connection: The database.
+        text: Such as a message, which is in English and Japanese.
+    """
+    encoding = connection.info.parameter_status("server_encoding") or "UTF8"
+    if encoding in {"UTF8", "SQL_ASCII"}:
+        return text
+    try:
+        codec = codecs.lookup(encoding).name
+    except LookupError:
+        codec = "ascii"
+    return text.encode(codec, "replace").decode(codec)
+
+
+def _stored(connection: Connection, values: dict[str, Any]) -> dict[str, Any]:
+    stored: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in _JSON:
+            stored[name] = storable(connection, json.dumps(value, ensure_ascii=False))
+        elif name in _TUPLES and value is not None:
+            stored[name] = list(value)
+        else:
+            stored[name] = storable(connection, value) if isinstance(value, str) else value
+    return stored
 
 
 def _read(row: Sequence[Any]) -> Execution:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from keikaku_snapshots.postgres.connect import Connection
 
 # Whoever writes rows holds this lock until the transaction ends, be it through a function, a trigger or a
-# cascade; reading and referring take weaker ones. Large objects (2613) belong to no table of the user.
+# cascade; reading and referring take weaker ones. Large objects (2613) belong to no table of the user; of
+# a new one only its row tells.
 _WRITTEN: Final = f"""
 SELECT DISTINCT CASE WHEN c.oid = 2613 THEN 'large objects' ELSE n.nspname || '.' || c.relname END
 FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_class c ON c.oid = l.relation
@@ -32,7 +33,15 @@ JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE l.locktype = 'relation' AND l.pid = pg_catalog.pg_backend_pid() AND l.mode = 'RowExclusiveLock'
   AND c.relkind IN ('r', 'p', 'f') AND c.relpersistence <> 't' AND c.oid <> ALL (%s::oid[])
   AND n.nspname <> '{SCHEMA}' AND (n.nspname !~ '^(pg_|information_schema$)' OR c.oid = 2613)
+UNION SELECT 'large objects' FROM pg_catalog.pg_largeobject_metadata
+WHERE xmin = pg_catalog.pg_current_xact_id()::xid
 ORDER BY 1
+"""
+# Another session may change the schema meanwhile; whoever changes it holds locks like these.
+_CHANGES_SCHEMA: Final = """
+SELECT EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE l.pid = pg_catalog.pg_backend_pid() AND l.granted
+  AND (l.locktype = 'object' OR l.locktype = 'relation'
+       AND l.mode NOT IN ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock')))
 """
 
 
@@ -57,7 +66,7 @@ def guarded(connection: Connection, execution_id: UUID, tables: Sequence[str]) -
     yield
     check_transaction(connection, before[0])
     after = _state(connection)
-    if after[1] != before[1]:
+    if after[1] != before[1] and _changes_schema(connection):
         raise _refused("changed the schema", "")
     if after[2] != str(execution_id):
         raise _refused("switched off what keeps its changes", "")
@@ -93,6 +102,11 @@ def check_transaction(connection: Connection, transaction: str = "") -> None:
             hint_ja="実行をロールバックし、対象テーブルを確認して、ステップから COMMIT・ROLLBACK を"
             "取り除いてください。",
         )
+
+
+def _changes_schema(connection: Connection) -> bool:
+    row = connection.execute(_CHANGES_SCHEMA).fetchone()
+    return bool(row and row[0])
 
 
 def _state(connection: Connection) -> tuple[str, int, str]:

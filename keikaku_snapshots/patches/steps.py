@@ -84,6 +84,7 @@ def do_step(
     def run(query: str, parameters: Any) -> tuple[int, list[Any]]:
         nonlocal changed
         check_statements(query)
+        check_transaction(connection)
         cursor = connection.execute(query, parameters)
         check_transaction(connection)
         if cursor.description:
