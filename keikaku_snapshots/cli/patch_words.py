@@ -48,9 +48,14 @@ def state_text(execution: Execution) -> str:
         Such as ``completed``, ``failed, rolled back`` or ``paused``.
     """
     words = _SUB_STATES.get(execution.sub_state, "")
-    if not execution.is_over and words:
+    if words and (not execution.is_over or was_taken_back(execution)):
         return words
     return f"{execution.status}, {words}" if words else execution.status
+
+
+def was_taken_back(execution: Execution) -> bool:
+    """True when it had not failed: somebody has rolled it back."""
+    return execution.error_message.startswith("Rolled back by ")
 
 
 def is_resting(execution: Execution) -> bool:
@@ -185,7 +190,9 @@ def tell_one(output: Output, execution: Execution) -> None:
         entries.append(("approved by", execution.approved_by))
     if execution.backup_reference:
         entries.append(("dump", execution.backup_reference))
-    if execution.error_message:
+    if was_taken_back(execution):
+        entries.append(("taken back", execution.error_message))
+    elif execution.error_message:
         state = f" (SQLSTATE {execution.error_sqlstate})" if execution.error_sqlstate else ""
         entries.append(("failed with", execution.error_message + state))
     if execution.conflicts:

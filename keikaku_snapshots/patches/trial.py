@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from keikaku_snapshots.errors import PatchFailedError, PatchRefusedError
+from keikaku_snapshots.errors import PatchDefinitionError, PatchFailedError, PatchRefusedError
 from keikaku_snapshots.patches.definition import StepPatch
 from keikaku_snapshots.patches.dry_run import DryRun, Found
 from keikaku_snapshots.patches.ending import explained, failed
@@ -66,6 +66,7 @@ class Trial:
         Raises:
             PatchFailedError: It failed; nothing was changed.
             PatchRefusedError: The patch cannot be tried in this way.
+            PatchDefinitionError: It does not fit the tables.
         """
         worker, watch = self._worker, self._watch
         try:
@@ -80,6 +81,8 @@ class Trial:
                     )
             except Exception as error:
                 known = over_limit(watch) if watch.cause is not None else explained(worker, error)
+                # A patch that does not fit the tables was never tried.
+                misfits = isinstance(known, PatchDefinitionError) and worker.execution.started_at is None
                 worker.record(
                     status="failed",
                     sub_state="failed",
@@ -87,7 +90,7 @@ class Trial:
                     error_message=str(known),
                     error_sqlstate=str(known.details.get("sqlstate") or ""),
                 )
-                if isinstance(known, PatchRefusedError):
+                if misfits or isinstance(known, PatchRefusedError):
                     known.details.setdefault("execution_id", str(worker.execution.execution_id))
                     raise known from error
                 raise failed(known, worker.execution, "Nothing was changed.") from error

@@ -22,7 +22,7 @@ PRICES = "inventory_price_adjustment"
 _STATE = """
 SELECT (SELECT md5(string_agg(i::text, '' ORDER BY id)) FROM inventories i),
   (SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal),
-  (SELECT count(*) FROM pg_class WHERE relname LIKE 'undo\\_%')
+  (SELECT count(*) FROM pg_class WHERE relkind = 'r' AND relname LIKE 'undo\\_%')
 """
 _DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 
@@ -123,7 +123,10 @@ def test_a_missing_table(command: Command, database: DatabaseURL) -> None:
 @pytest.mark.usefixtures("configured")
 def test_a_missing_key(command: Command, shop: DatabaseURL) -> None:
     """Without one no row could be followed."""
-    schemas.run(shop, "ALTER TABLE inventories DROP CONSTRAINT pk_inventories CASCADE")
+    (name,) = schemas.rows_of(
+        shop, "SELECT conname FROM pg_constraint WHERE conrelid = 'inventories'::regclass AND contype = 'p'"
+    )[0]
+    schemas.run(shop, f"ALTER TABLE inventories DROP CONSTRAINT {name} CASCADE")
 
     before = schemas.rows_of(shop, _STATE)
     code, out, err = command("patch", "run", PRICES)
@@ -167,7 +170,7 @@ def test_an_unreachable_channel(command: Command, shop: DatabaseURL, monkeypatch
 
     assert code == 0, err
     assert "S3cretCanary" not in err
-    waiting = "SELECT count(*) FROM keikaku_patches.outbox WHERE delivered_at IS NULL"
+    waiting = "SELECT count(*) FROM keikaku_patches.outbox WHERE closed_at IS NULL"
     assert schemas.rows_of(shop, waiting) == [(1,)]
     code, _, err = command("patch", "report", PRICES)
     page = next(Path("patch-reports").iterdir()).read_text(encoding="utf-8")
