@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from keikaku_snapshots.errors import KeikakuError, PatchFailedError
-from keikaku_snapshots.patches import auditing
+from keikaku_snapshots.patches import auditing, records
 from keikaku_snapshots.patches.ending import LEFT_ALONE, disarm, explained, fail, finish_rollback
 from keikaku_snapshots.patches.estimate import FACTOR, LEAST_S, count_matching, estimate
 from keikaku_snapshots.patches.guards import check_guards
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from keikaku_snapshots.patches.plan import Plan
     from keikaku_snapshots.patches.settings import PatchSettings
     from keikaku_snapshots.patches.surroundings import Surroundings
+    from keikaku_snapshots.postgres.connect import Connection
 
 _MB: Final = 1024 * 1024
 
@@ -125,10 +126,13 @@ class Drive:
         try:
             with translated(self._around.url, f"preparing data patch {patch.name}"):
                 plan = make_plan(worker.control, patch, asked.parameters, settings.target_tables)
-                worker.lock(lock_keys(patch.name, plan.targets), take_over=resumes and is_stale(worker))
+                worker.lock(lock_keys(patch.name, plan.targets), take_over=resumes and self._is_stale(worker))
                 if watch.memory_bytes >= watch.memory_limit_bytes:
                     raise over_memory(watch.memory_bytes, watch.memory_limit_bytes)
-                if not resumes:
+                if resumes:
+                    # Whoever resumes does not want an older pause; a wish to cancel still holds.
+                    records.take_requests(worker.control, worker.execution.execution_id, "pause")
+                else:
                     self._check(worker, plan, asked)
                 auditing.began(self._around, worker.execution, resumes=resumes)
             watch.estimate_s = worker.execution.estimated_s
@@ -153,6 +157,9 @@ class Drive:
             worker, Job(plan=plan, settings=settings, watch=watch, stop=self._stop, progress=asked.progress)
         )
 
+    def _is_stale(self, worker: Worker) -> bool:
+        return is_stale(worker.control, worker.execution, self._around.engine.lease_s)
+
     def _check(self, worker: Worker, plan: Plan, asked: Asked) -> None:
         settings, control = asked.settings, worker.control
         count = None
@@ -173,15 +180,17 @@ class Drive:
         )
 
 
-def is_stale(worker: Worker) -> bool:
+def is_stale(connection: Connection, execution: Execution, lease_s: float) -> bool:
     """Tell whether a run has given no sign of life for too long.
 
     Args:
-        worker: Of the run.
+        connection: The database.
+        execution: The run.
+        lease_s: Seconds after which it is taken for dead.
     """
-    row = worker.control.execute(
+    row = connection.execute(
         f"SELECT clock_timestamp() - beat_at > make_interval(secs => %s) FROM {SCHEMA}.heartbeat"  # noqa: S608
         " WHERE execution_id = %s",
-        [worker.around.engine.lease_s, worker.execution.execution_id],
+        [lease_s, execution.execution_id],
     ).fetchone()
     return row is None or bool(row[0])

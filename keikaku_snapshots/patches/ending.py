@@ -142,6 +142,10 @@ def finish_rollback(
         if isinstance(why, LeaseLostError):
             raise why from error
         worker.tell("rollback_incomplete", {"reason": str(why)})
+        if isinstance(why, PatchRollbackError):
+            why.details.setdefault("execution_id", str(execution.execution_id))
+            why.found = f"{why.found}\nTaken back because of: {reason}".lstrip()
+            raise why from error
         raise PatchRollbackError(
             f"data patch {execution.patch_name} could not be taken back",
             found=f"Taken back because of: {reason}\nWhat stopped it: {why}\n"

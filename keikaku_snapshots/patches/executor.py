@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from keikaku_snapshots.errors import PatchRefusedError, UsageError
+from keikaku_snapshots.errors import PatchRefusedError, PatchRollbackError, UsageError
 from keikaku_snapshots.patches import auditing, records
 from keikaku_snapshots.patches.backup_point import BackupPoint
 from keikaku_snapshots.patches.definition import RowPatch, SqlPatch, StepPatch
@@ -251,8 +251,10 @@ class DataPatchExecutor:
         Returns:
             The run as it is now.
         """
-        execution = self._find(execution_id)
-        if execution.sub_state in {"paused", "window_closed"}:
+        with self._connection() as control:
+            execution = records.find(control, execution_id)
+            dead = not execution.is_over and is_stale(control, execution, self._around.engine.lease_s)
+        if execution.kind == "run" and (dead or execution.sub_state in {"paused", "window_closed"}):
             return self.rollback(execution_id, actor=actor)
         return self._request(execution_id, "cancel", actor)
 
@@ -282,11 +284,11 @@ class DataPatchExecutor:
         who = actor or getpass.getuser()
         try:
             targets = read_targets(worker.control, execution.target_tables)
-            worker.lock(lock_keys(execution.patch_name, targets), take_over=is_stale(worker))
+            worker.lock(lock_keys(execution.patch_name, targets), take_over=self._is_stale(worker))
             reason = worker.execution.error_message or f"Rolled back by {who}."
             auditing.requested(self._around, worker.execution, "rollback", who)
             worker.record(status="running", sub_state="rolling_back", error_message=reason)
-            finish_rollback(worker, on_conflict or settings.on_conflict, reason)
+            self._finish_rollback(worker, execution, on_conflict or settings.on_conflict, reason)
             return worker.execution
         finally:
             worker.close()
@@ -299,6 +301,22 @@ class DataPatchExecutor:
         """
         with self._connection() as control:
             return reap(control, self, self._around.engine, lambda name: self._settings_of(name).on_crash)
+
+    def _finish_rollback(
+        self, worker: Worker, before: Execution, on_conflict: OnConflict, reason: str
+    ) -> None:
+        try:
+            finish_rollback(worker, on_conflict, reason)
+        except PatchRollbackError:
+            # All or nothing, and it was nothing: what had ended is as it was.
+            if on_conflict == "abort" and before.is_over and not worker.execution.is_over:
+                worker.record(
+                    status=before.status, sub_state=before.sub_state, error_message=before.error_message
+                )
+            raise
+
+    def _is_stale(self, worker: Worker) -> bool:
+        return is_stale(worker.control, worker.execution, self._around.engine.lease_s)
 
     def status(self, execution_id: UUID | str | None = None) -> list[Execution]:
         """Tell of one run, or of the latest ones.
@@ -359,6 +377,8 @@ class DataPatchExecutor:
             execution = records.find(control, execution_id)
             if execution.is_over:
                 raise _not_open(execution, f"asked to {what}")
+            if what == "pause" and execution.sub_state in {"paused", "window_closed"}:
+                return execution
             records.request(control, execution.execution_id, what, actor or getpass.getuser())
         auditing.requested(self._around, execution, what, actor or getpass.getuser())
         return execution

@@ -164,6 +164,20 @@ def take_lease(connection: Connection, execution: Execution) -> Execution:
     return _read(row)
 
 
+def check_lease(connection: Connection, execution: Execution) -> None:
+    """Make sure that nobody else has taken an execution over.
+
+    Args:
+        connection: The database.
+        execution: The execution as it was last read.
+
+    Raises:
+        LeaseLostError: Somebody has.
+    """
+    if find(connection, execution.execution_id).lease_token != execution.lease_token:
+        raise lease_lost(execution.execution_id)
+
+
 def unknown(execution_id: object) -> UnknownPatchError:
     """Make the error of an execution that is not there.
 
@@ -341,17 +355,18 @@ def requests(connection: Connection, execution_id: UUID) -> list[str]:
     return [row[0] for row in connection.execute(query, [execution_id])]
 
 
-def take_requests(connection: Connection, execution_id: UUID) -> None:
-    """Mark all requests of an execution as taken.
+def take_requests(connection: Connection, execution_id: UUID, what: str | None = None) -> None:
+    """Mark requests of an execution as taken.
 
     Args:
         connection: The database.
         execution_id: Which one.
+        what: Only those; all when None.
     """
     connection.execute(
         f"UPDATE {SCHEMA}.control SET taken_at = clock_timestamp()"  # noqa: S608
-        " WHERE execution_id = %s AND taken_at IS NULL",
-        [execution_id],
+        " WHERE execution_id = %s AND taken_at IS NULL AND (%s::text IS NULL OR request = %s)",
+        [execution_id, what, what],
     )
 
 

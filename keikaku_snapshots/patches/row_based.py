@@ -85,7 +85,7 @@ def read_rows(
     )
     width = len(keyset.columns)
     return [
-        (row[:width], Row(dict(zip(columns, row[width:], strict=True))))
+        (row[:width], Row(zip(columns, row[width:], strict=True)))
         for row in connection.execute(query, values)
     ]
 

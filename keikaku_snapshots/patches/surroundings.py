@@ -49,11 +49,12 @@ class Surroundings:
         default_factory=lambda: RetryPolicy(attempts=8, wait_min_s=0.25, wait_max_s=8)
     )
 
-    def connect(self, purpose: str) -> Connection:
+    def connect(self, purpose: str, *, patient: bool = False) -> Connection:
         """Open a connection in autocommit whose texts of keys are the same in every session.
 
         Args:
             purpose: What the session is called behind our name.
+            patient: Whether a server that is not there is waited for, as after a restart.
         """
         connection = connect(
             self.url,
@@ -62,7 +63,7 @@ class Surroundings:
             statement_timeout_s=0,
             lock_timeout_s=0,
             row_security=False,
-            retry=self.reconnect,
+            retry=self.reconnect if patient else None,
         )
         connection.execute(
             "SELECT set_config('datestyle', 'ISO, MDY', false),"

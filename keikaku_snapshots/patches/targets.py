@@ -203,6 +203,8 @@ def _misfits(patch: SqlPatch | RowPatch, target: Target) -> Iterator[str]:
     for column in dict.fromkeys((*patch.key, *read, *changed)):
         if column not in target.columns:
             yield f"There is no column {column}."
+        elif "%" in column:
+            yield f"Column {column} has a percent sign in its name, which is read as a parameter."
         elif column in changed and target.columns[column].generated:
             yield f"Column {column} is generated and cannot be written."
         elif column in changed and column in target.primary_key:

@@ -42,6 +42,8 @@ class Worker:
         self.execution = execution
         self._watch = watch
         self._control: Connection | None = None
+        # Once a run is under way, a server that restarts is waited for; a wrong address is told at once.
+        self._is_under_way = False
         self._work: Connection | None = None
         self._keys: Sequence[int] = ()
         self._heartbeat: Heartbeat | None = None
@@ -56,7 +58,9 @@ class Worker:
     def control(self) -> Connection:
         """The connection of the records, in autocommit."""
         if self._control is None or self._control.closed:
-            self._control = self.around.connect(f"{self.execution.execution_id} control")
+            self._control = self.around.connect(
+                f"{self.execution.execution_id} control", patient=self._is_under_way
+            )
         return self._control
 
     def lock(self, keys: Sequence[int], *, take_over: bool = False) -> None:
@@ -82,6 +86,7 @@ class Worker:
             self.around.url, self.execution.execution_id, self.around.engine.heartbeat_s, self._state
         )
         self._heartbeat.start()
+        self._is_under_way = True
 
     def reconnect(self) -> None:
         """Get a new work connection after the old one was lost, and read how far the run is.
@@ -95,7 +100,7 @@ class Worker:
         """
         if self._work is not None:
             self._work.close()
-        self._work = self.around.connect(str(self.execution.execution_id))
+        self._work = self.around.connect(str(self.execution.execution_id), patient=True)
         with translated(self.around.url, "going on after a lost connection"):
             self._take_from_old_session()
             # The row is locked by a batch that is still being committed; this waits for it.
@@ -123,6 +128,8 @@ class Worker:
                 ours = error.details.get("holder") == str(self.execution.execution_id)
                 if not ours or time.monotonic() > deadline:
                     raise
+                # It may be a session of the worker that has taken the run over from us.
+                records.check_lease(self.control, self.execution)
                 self.work.execute("SELECT pg_catalog.pg_terminate_backend(%s)", [error.details["holder_pid"]])
                 time.sleep(0.05)
             else:

@@ -8,13 +8,21 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import psycopg
 import pytest
 
-from keikaku_snapshots.errors import LeaseLostError, LockBusyError, PatchFailedError, PatchRefusedError
+from keikaku_snapshots.errors import (
+    ConnectError,
+    LeaseLostError,
+    LockBusyError,
+    PatchFailedError,
+    PatchRefusedError,
+    PatchRollbackError,
+)
 from keikaku_snapshots.patches import undo_clean
 from keikaku_snapshots.patches.backup_point import BackupPoint
 from keikaku_snapshots.patches.changes import Update
@@ -374,6 +382,47 @@ def test_19_a_stopped_worker_cannot_commit_after_another_took_over(lab: Lab) -> 
     assert _sums(lab) == (500, 0)
 
 
+def test_19_a_worker_that_only_seemed_dead_does_not_fight_for_its_run(lab: Lab) -> None:
+    """Its session was ended by the one that took over; it sees that the lease is gone and gives way."""
+    lab.items(300)
+    settings: dict[str, Any] = {"batch_size": 100, "adaptive": False}
+    taken: list[Execution] = []
+
+    def take_over(running: Execution) -> None:
+        if not taken:
+            taken.append(running)
+            # No sign of life ever counts as recent.
+            other = lab.executor(AddOne, engine=EngineSettings(lease_s=0.0), **settings)
+            taken.append(other.resume(running.execution_id))
+
+    with pytest.raises(LeaseLostError):
+        lab.executor(AddOne, **settings).execute("add_one", dry_run=False, progress=take_over)
+
+    assert taken[1].status == "completed"
+    assert _sums(lab) == (300, 0)
+
+
+@BOTH
+def test_17_a_terminated_session_is_replaced(lab: Lab, patch: Any) -> None:
+    """As when an administrator ends it, or the server restarts: the batch is done anew, once."""
+    lab.items(300)
+    end = (
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+        " WHERE application_name IN ('keikaku patch ' || %s, 'keikaku patch ' || %s || ' control')"
+    )
+
+    def terminate(running: Execution) -> None:
+        if running.batch_number == 2:
+            lab.run(end, str(running.execution_id), str(running.execution_id))
+
+    done = lab.executor(patch, batch_size=100, adaptive=False).execute(
+        patch.name, dry_run=False, progress=terminate
+    )
+
+    assert (done.status, done.batch_number, done.lease_token) == ("completed", 3, 2)
+    assert _sums(lab) == (300, 0)
+
+
 def test_20_a_termination_signal_lets_the_batch_finish_and_pauses(lab: Lab) -> None:
     """The exit code is 143; a resumed run does the rest, once."""
     lab.items(500)
@@ -430,6 +479,52 @@ def test_20_a_running_patch_is_cancelled_from_outside(lab: Lab) -> None:
     assert lab.checksum() == before
     assert lab.states() == [("failed", "cancelled")]
     assert lab.latest().rollback_performed
+
+
+def test_20_a_run_whose_process_is_dead_is_cancelled_by_the_one_who_asks(lab: Lab) -> None:
+    """Nobody else is there to take it back."""
+    lab.items(300)
+    before = lab.checksum()
+    settings: dict[str, Any] = {"batch_size": 100, "adaptive": False}
+    killed = start(lab.url.text, "add_one", settings=settings, at=["before_dml", 3, "SIGKILL"])
+    killed.communicate(timeout=30)
+    execution = lab.latest()
+    assert (execution.status, execution.sub_state, execution.batch_number) == ("running", "batching", 2)
+
+    done = lab.executor(AddOne, engine=EngineSettings(lease_s=0.0)).cancel(execution.execution_id)
+
+    assert (done.status, done.rollback_performed) == ("failed", True)
+    assert lab.checksum() == before
+    assert lab.leftovers() == []
+
+
+def test_20_a_rollback_that_may_meet_no_conflict_leaves_the_run_as_it_was(lab: Lab) -> None:
+    """`abort`: all or nothing; it was nothing, so the run is completed as before."""
+    lab.items(20)
+    executor = lab.executor(AddOne)
+    done = executor.execute("add_one", dry_run=False)
+    lab.run("UPDATE item SET qty = 500 WHERE id = 7")
+    changed = lab.checksum()
+
+    with pytest.raises(PatchRollbackError, match="nothing was taken back"):
+        executor.rollback(done.execution_id, on_conflict="abort")
+
+    assert lab.checksum() == changed
+    assert lab.states() == [("completed", "done")]
+    with pytest.raises(PatchRollbackError, match="except 1 rows"):
+        executor.rollback(done.execution_id)
+    assert lab.states() == [("failed", "rolled_back_with_conflicts")]
+    assert lab.rows("SELECT id, qty FROM item WHERE qty <> id % 100") == [(7, 500)]
+
+
+def test_a_wrong_address_is_told_at_once(newest: Lab) -> None:
+    """Only a run that is under way waits for a server to come back."""
+    began = time.monotonic()
+
+    with pytest.raises(ConnectError):
+        newest.executor(AddOne, url=replace(newest.url, port=1)).execute("add_one", dry_run=False)
+
+    assert time.monotonic() - began < 5
 
 
 def test_34_a_changed_source_is_not_resumed_and_a_completed_patch_does_not_run_again(lab: Lab) -> None:
