@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import psycopg
 
-from keikaku_snapshots.errors import ConnectError, KeikakuError, LockBusyError, WindowClosedError
+from keikaku_snapshots.errors import (
+    ConnectError,
+    KeikakuError,
+    LockBusyError,
+    PatchFailedError,
+    PatchRollbackError,
+    WindowClosedError,
+)
 from keikaku_snapshots.patches import records, schedule
 from keikaku_snapshots.patches.parameters import HIDDEN
 from keikaku_snapshots.patches.records_schema import SCHEMA
@@ -166,6 +173,7 @@ class PatchWorker:
     def _work(self, connection: Connection, worked: Worked) -> None:
         with self._failing(worked, "looking for runs whose process has died"):
             worked.reaped.extend(self._engine.reap())
+        worked.failures |= self._failed_runs(worked.reaped)
         for execution in self._stopped_runs(connection, worked):
             if not self._may_go_on(worked, f"{execution.patch_name} {execution.execution_id}"):
                 break
@@ -177,6 +185,22 @@ class PatchWorker:
                 self._run_entry(connection, entry, worked)
         with self._failing(worked, "dropping what is older than its retention"):
             worked.purged = self._duties.purge()
+
+    def _failed_runs(self, reaped: list[Execution]) -> dict[str, KeikakuError]:
+        """What of the dead could not be brought to the end that its patch wants."""
+        failures: dict[str, KeikakuError] = {}
+        for execution in reaped:
+            wanted = self._configuration.settings_of(execution.patch_name).on_crash
+            is_torn = execution.sub_state in {"rolling_back", "rolled_back_with_conflicts"}
+            has_failed = execution.status == "failed" and wanted == "resume" and execution.batch_number > 0
+            if execution.kind == "run" and (is_torn or has_failed):
+                kind = PatchRollbackError if is_torn else PatchFailedError
+                number = execution.execution_id
+                failures[f"reaping {execution.patch_name} {number}"] = kind(
+                    f"data patch {execution.patch_name}, whose process had died, has failed",
+                    found=f"{execution.error_message}\nExecution: {number}, {execution.sub_state}",
+                )
+        return failures
 
     def _may_go_on(self, worked: Worked, what: str) -> bool:
         if self._stop.is_set():

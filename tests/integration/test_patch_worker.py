@@ -303,6 +303,29 @@ def test_a_patch_that_somebody_runs_by_hand_is_put_off(world: World) -> None:
     assert world.quantities() == [2]
 
 
+def test_a_dead_run_that_fails_when_it_is_resumed_is_told(world: World) -> None:
+    """It is taken back, and the pass ends with the exit code of a failed patch."""
+    world.now = SUNDAY
+    engine = world.executor()
+
+    def stop(execution: Execution) -> None:
+        if execution.kind == "run" and execution.batch_number == 1:
+            engine.request_stop()
+
+    engine.watch = stop
+    PatchWorker(world.url, CONFIGURATION, engine, clock=lambda: world.now).run_once()
+    world.connection.execute("UPDATE keikaku_patches.execution SET sub_state = 'batching' WHERE kind = 'run'")
+    world.connection.execute("UPDATE keikaku_patches.execution SET created_at = now() - interval '1 hour'")
+    world.connection.execute("UPDATE keikaku_patches.heartbeat SET beat_at = now() - interval '1 hour'")
+    world.connection.execute("ALTER TABLE stock ADD CHECK (quantity < 1) NOT VALID")
+
+    done = world.work()
+
+    assert [execution.sub_state for execution in done.reaped] == ["rolled_back"]
+    assert done.exit_code == 20
+    assert world.quantities() == [0]
+
+
 def test_the_other_duties_are_done_with_every_pass(world: World) -> None:
     """Messages and retention; one that fails is told, and the others are still done."""
 
