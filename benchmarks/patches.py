@@ -71,7 +71,7 @@ def fill(url: DatabaseURL, rows: int = ROWS) -> None:
         connection.execute("TRUNCATE inventories RESTART IDENTITY CASCADE")
         connection.execute(
             "INSERT INTO inventories (name, sku, price, quantity, status, is_test_data)"
-            " SELECT 'Product ' || i, 'RX-' || i, 100 + i % 9000, i % 50, 'active', true"
+            " SELECT 'Product ' || i, 'RX-' || i, 100 + mod(i, 9000), mod(i, 50), 'active', true"
             " FROM generate_series(1, %s) AS i",
             [rows],
         )
