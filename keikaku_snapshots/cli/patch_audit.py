@@ -9,6 +9,8 @@ from keikaku_snapshots.cli.output import counted
 from keikaku_snapshots.cli.patch_session import Door, patch_config_option
 from keikaku_snapshots.cli.session import Command, Session, pass_session
 
+#: What every line says; --json shows it.
+_EVERYWHERE = frozenset({"database", "host", "role"})
 #: Exit code when the log was tampered with.
 TAMPERED = 1
 
@@ -79,7 +81,10 @@ def list_(session: Session, *, last: int | None, patch_config: str | None) -> in
         session.output.document(entries)
         return 0
     for entry in entries:
-        facts = ", ".join(f"{name}={value}" for name, value in entry.facts.items())
+        shown = {
+            name: value for name, value in entry.facts.items() if name not in _EVERYWHERE and value != ""
+        }
+        facts = ", ".join(f"{name}={value}" for name, value in shown.items())
         session.output.data(f"{entry.number:>6}  {entry.at[:19]}  {entry.event:<24}  {facts}")
     if not entries:
         session.output.say("the audit log is empty")

@@ -163,9 +163,13 @@ def finish_rollback(
     disarm(worker)
     if done.conflicts:
         raise PatchRollbackError(
-            f"data patch {execution.patch_name} was taken back, except {done.conflicts:,} rows that"
-            " others have changed since",
+            f"data patch {execution.patch_name} was taken back, except {done.conflicts:,}"
+            f" {'row' if done.conflicts == 1 else 'rows'} that others have changed since",
             found=f"Taken back because of: {reason}\nExecution: {execution.execution_id}",
+            hint="`keikaku patch report ID` lists them with what is there now; decide about each."
+            " --on-conflict force puts the old values back all the same.",
+            hint_ja="`keikaku patch report ID` で対象の行と現在の値を確認し、個別に判断してください。"
+            "--on-conflict force を付けると元の値に戻します。",
             execution_id=str(execution.execution_id),
             conflicts=done.conflicts,
         )
