@@ -15,6 +15,7 @@ from benchmarks import (
     generation,
     incremental,
     memory,
+    patches,
     pytest_suite,
     rewind,
     snapshots,
@@ -65,6 +66,11 @@ def _measure(server: EmbeddedServer, folder: Path, runs: int, *, quick: bool) ->
         yield from templates.gigabyte(url, folder, runs)
     url, other = server.url("bench_plain", create=True), server.url("bench_armed", create=True)
     yield from rewind.writing(url, other, runs)
+    url = server.url("bench_patches", create=True)
+    patches.fill(url)
+    for name in (patches.SET_BASED, patches.ROW_WISE):
+        yield from patches.throughput(url, name, 1 if quick else runs)
+        yield patches.waits_of_an_application(url, name)
     yield pytest_suite.two_hundred_tests(server.url("bench_pytest", create=True), folder, runs)
 
 

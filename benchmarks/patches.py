@@ -97,7 +97,6 @@ def _executor(url: DatabaseURL, *, capture: bool) -> DataPatchExecutor:
 
 def _run(url: DatabaseURL, name: str, *, capture: bool) -> tuple[float, list[float], Execution]:
     """Run a patch; its seconds, those of its batches, and what is known of it."""
-    _vacuum(url)
     executor = _executor(url, capture=capture)
     started = time.perf_counter()
     execution = executor.execute(name, dry_run=False, actor="benchmark", again=True)
@@ -122,10 +121,12 @@ def throughput(url: DatabaseURL, name: str, runs: int) -> Iterator[Result]:
     batches: list[float] = []
     peak = 0
     for _ in range(runs):
+        _vacuum(url)
         seconds, batch_seconds, execution = _run(url, name, capture=True)
         with_capture.append(seconds)
         batches += batch_seconds
         peak = max(peak, execution.peak_memory_bytes)
+        _vacuum(url)
         without.append(_run(url, name, capture=False)[0])
     rate = ROWS / statistics.median(with_capture) * 60
     notes = {"rows a minute": f"{rate:,.0f}", "peak memory": f"{peak / 1e6:.0f} MB"}
@@ -179,6 +180,7 @@ def _application(url: DatabaseURL, waits: list[float]) -> Iterator[None]:
 def waits_of_an_application(url: DatabaseURL, name: str) -> Result:
     """The 99th percentile of its waits against that of the batches; no wait is longer than one batch."""
     waits: list[float] = []
+    _vacuum(url)
     with _application(url, waits):
         _, batches, _ = _run(url, name, capture=True)
     wait, batch = percentile(waits, 0.99), percentile(batches, 0.99)
