@@ -21,6 +21,7 @@ log = logging.getLogger("keikaku_snapshots.patches")
 
 #: Hexadecimal digits of an execution in the names of its objects.
 _DIGITS: Final = 12
+_NUMBER: Final = f"_([0-9a-f]{{{_DIGITS}}})_"
 # Cloned triggers of partitions go with that of their parent.
 _TRIGGERS: Final = """
 SELECT n.nspname::text, c.relname::text, array_agg(t.tgname::text)
@@ -146,13 +147,16 @@ def sweep(connection: Connection, *, retention_days: float) -> Swept:
             f" FROM {SCHEMA}.execution",
             [retention_days * 86_400],
         ).fetchall()
-        triggers = connection.execute(
-            "SELECT DISTINCT substr(tgname::text, %s, %s) FROM pg_catalog.pg_trigger"
-            " WHERE NOT tgisinternal AND tgname ~ %s",
-            [len(SCHEMA) + 2, _DIGITS, f"^{SCHEMA}_[0-9a-f]{{{_DIGITS}}}_"],
+        # A process may have died with the triggers dropped and the functions not.
+        objects = connection.execute(
+            "SELECT DISTINCT substring(tgname::text FROM %(digits)s) FROM pg_catalog.pg_trigger"
+            " WHERE NOT tgisinternal AND tgname ~ %(trigger)s"
+            " UNION SELECT substring(proname::text FROM %(digits)s) FROM pg_catalog.pg_proc"
+            " WHERE pronamespace = pg_catalog.to_regnamespace(%(schema)s) AND proname ~ %(digits)s",
+            {"digits": _NUMBER, "trigger": f"^{SCHEMA}{_NUMBER}", "schema": SCHEMA},
         ).fetchall()
         kept = connection.execute(f"SELECT DISTINCT execution_id FROM {SCHEMA}.undo").fetchall()
-    armed = {row[0] for row in triggers}
+    armed = {row[0] for row in objects}
     with_logs = {row[0] for row in kept}
     disarmed: list[str] = []
     dropped: list[str] = []

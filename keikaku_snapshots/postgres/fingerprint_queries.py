@@ -96,7 +96,7 @@ QUERIES: tuple[str, ...] = (
     SELECT 'trigger ' || quote_ident(t.tgname) || ' on ' || t.tgrelid::regclass::text,
            pg_get_triggerdef(t.oid) || CASE t.tgenabled WHEN 'O' THEN '' ELSE ' enabled ' || t.tgenabled::text END
     FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE NOT t.tgisinternal AND {USER_SCHEMA} AND t.tgname !~ '^keikaku_rewind'
+    WHERE NOT t.tgisinternal AND {USER_SCHEMA} AND t.tgname !~ '^keikaku_(rewind|patches)'
     """,
     f"""
     SELECT CASE t.typtype WHEN 'd' THEN 'domain ' WHEN 'e' THEN 'enum ' WHEN 'r' THEN 'range ' ELSE 'type ' END

@@ -117,11 +117,11 @@ _KINDS: tuple[tuple[Kind, re.Pattern[bytes]], ...] = (
 )
 _OWNER = re.compile(rb'ALTER [A-Z][^\x00]* OWNER TO (?:"(?:[^"]|"")+"|[a-z0-9_$\x80-\xff]+);\Z', re.DOTALL)
 _NAME = rb'(?:"(?:[^"]|"")+"|[A-Za-z0-9_$\x80-\xff]+)'
-#: What `checkpoint` put on the tables of a database: pg_dump leaves our schema out, but not these.
+#: What `checkpoint` and data patches put on tables: pg_dump leaves our schemas out, but not these.
 _OUR_TRIGGER = re.compile(
-    rb"CREATE TRIGGER keikaku_rewind_[a-z_]+ "
-    rb"|ALTER TABLE [^;]{1,300} ENABLE ALWAYS TRIGGER keikaku_rewind_[a-z_]+;\Z"
-    rb"|DROP TRIGGER (?:IF EXISTS )?keikaku_rewind_[a-z_]+ "
+    rb"CREATE TRIGGER keikaku_(?:rewind|patches)_[a-z0-9_]+ "
+    rb"|ALTER TABLE [^;]{1,300} ENABLE ALWAYS TRIGGER keikaku_(?:rewind|patches)_[a-z0-9_]+;\Z"
+    rb"|DROP TRIGGER (?:IF EXISTS )?keikaku_(?:rewind|patches)_[a-z0-9_]+ "
 )
 #: Names only: a WHERE clause could end with ``IS DISTINCT FROM stdin`` behind a program.
 _COPY = re.compile(

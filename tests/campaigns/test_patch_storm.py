@@ -30,16 +30,16 @@ if TYPE_CHECKING:
 #: Places where a process may die, with the most visits that it survives.
 POINTS = {
     "after_arm": 1,
-    "before_dml": 8,
-    "after_dml": 8,
-    "before_cursor": 8,
-    "after_cursor": 8,
-    "before_commit": 8,
-    "after_commit": 8,
+    "before_dml": 4,
+    "after_dml": 4,
+    "before_cursor": 4,
+    "after_cursor": 4,
+    "before_commit": 4,
+    "after_commit": 4,
     "in_verify": 1,
     "before_completed": 1,
     "before_disarm": 1,
-    "in_rollback": 8,
+    "in_rollback": 4,
     "after_rollback": 1,
 }
 ENGINE = EngineSettings(lease_s=0.0, heartbeat_s=0.05)

@@ -9,23 +9,27 @@ from uuid import uuid4
 
 import pytest
 
+from keikaku_snapshots import SnapshotManager
 from keikaku_snapshots.errors import (
     AccessDeniedError,
     PatchFailedError,
     PatchRefusedError,
     PatchRollbackError,
 )
-from keikaku_snapshots.patches import records, undo
+from keikaku_snapshots.patches import records, undo, undo_clean
 from keikaku_snapshots.patches.definition import StepPatch, data_patch
+from tests.patch_lab import Lab
 from tests.servers import connect
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from keikaku_snapshots.patches.context import PatchContext, StepContext
     from keikaku_snapshots.patches.definition import Step
     from keikaku_snapshots.patches.execution import Execution
-    from tests.patch_lab import Lab
+    from tests.conftest import MakeDatabase
+    from tests.servers import Server
 
 
 def steps_of(tables: Sequence[str], *scripts: str) -> type[StepPatch]:
@@ -476,3 +480,35 @@ def test_30_writes_of_applications_never_appear_in_undo(lab: Lab) -> None:
     lab.executor(Beside).execute("beside", dry_run=False)
     assert seen == [("-", 2), ("+", 2)]
     assert lab.leftovers() == []
+
+
+def test_30_what_died_between_dropping_triggers_and_functions_is_swept(newest: Lab) -> None:
+    """No trigger is left that would tell of them."""
+    newest.run(CONCURRENT)
+    done = ran(newest, ["public.t"], "UPDATE t SET a = 0")
+    undo.arm(newest.connection, done.execution_id, ["public.t"])
+    for (name,) in newest.rows("SELECT tgname FROM pg_trigger WHERE tgname LIKE 'keikaku%'"):
+        newest.run(f"DROP TRIGGER {name} ON t")
+    assert newest.leftovers()
+    assert undo_clean.sweep(newest.connection, retention_days=30).disarmed == (str(done.execution_id),)
+    assert newest.leftovers() == []
+
+
+@pytest.mark.parametrize("format_name", ["plain", "custom"])
+def test_30_a_snapshot_of_an_armed_database_restores_anywhere(
+    newest: Lab, make_database: MakeDatabase, server: Server, tmp_path: Path, format_name: str
+) -> None:
+    """The nightly dump, or the one that the patch asks for, does not carry triggers whose functions it lacks."""
+    newest.run(CONCURRENT)
+    done = ran(newest, ["public.t"], "SELECT 1")
+    undo.arm(newest.connection, done.execution_id, ["public.t"])
+    with SnapshotManager(newest.url, tmp_path) as manager:
+        armed = manager.create_snapshot("armed", format=format_name)
+    undo_clean.disarm(newest.connection, done.execution_id)
+    other = make_database(server)
+    with SnapshotManager(other, tmp_path) as manager:
+        manager.restore_snapshot(armed.name, from_other_database=True)
+    with connect(other) as connection:
+        there = Lab(other, connection)
+        assert there.checksum("public.t") == newest.checksum("public.t")
+        assert there.leftovers() == []
