@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from keikaku_snapshots.patches.changes import Delete, Insert, Reject, Row, Skip, Update
+    from keikaku_snapshots.patches.changes import Change, Delete, Insert, Reject, Row, Skip, Update
     from keikaku_snapshots.patches.context import PatchContext, StepContext
     from keikaku_snapshots.patches.definition import RowPatch, SqlPatch, StepPatch, data_patch
     from keikaku_snapshots.patches.execution import Execution
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from keikaku_snapshots.patches.settings import EngineSettings, PatchSettings
 
 __all__ = [
+    "Change",
     "DataPatchExecutor",
     "DataPatchRegistry",
     "Delete",
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "Change": "changes",
     "DataPatchExecutor": "executor",
     "DataPatchRegistry": "registry",
     "Delete": "changes",
