@@ -207,7 +207,7 @@ class Door:
 
         Args:
             named: Its number, the first characters of it, or a patch's name for the newest of that patch.
-            runs_only: For a name, leave out dry runs and rehearsals.
+            runs_only: For a name, leave out dry runs, rehearsals and runs that were refused.
 
         Returns:
             The run.
@@ -219,7 +219,7 @@ class Door:
 
         with self.connection() as connection:
             of_patch = records.recent(connection, patch_name=named, limit=1000 if runs_only else 1)
-            newest = next((one for one in of_patch if one.kind == "run" or not runs_only), None)
+            newest = _meant(of_patch) if runs_only else next(iter(of_patch), None)
             return newest or records.find(connection, named)
 
     def recent(self, name: str | None, limit: int) -> Sequence[Execution]:
@@ -285,6 +285,14 @@ class Stopped:
     def exit_code(self) -> int:
         """What a shell reports of a program that the signal ended; 0 when none came."""
         return _SIGNAL_BASE + self.number if self.number else 0
+
+
+def _meant(of_patch: Sequence[Execution]) -> Execution | None:
+    """The run that is meant by a patch's name: the one that is open, else the last that did something."""
+    runs = [one for one in of_patch if one.kind == "run"]
+    open_ones = (one for one in runs if not one.is_over)
+    done = (one for one in runs if one.batch_number)
+    return next(open_ones, None) or next(done, None) or next(iter(runs), None)
 
 
 def default_actor() -> str:
