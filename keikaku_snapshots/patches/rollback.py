@@ -23,7 +23,7 @@ from keikaku_snapshots.patches.records import BatchRecord, lease_lost, log_batch
 from keikaku_snapshots.patches.records_schema import SCHEMA
 from keikaku_snapshots.patches.rollback_net import has_net, make_net
 from keikaku_snapshots.patches.rollback_sql import TableSql
-from keikaku_snapshots.patches.rollback_table import BUSY, TableRollback, Tally
+from keikaku_snapshots.patches.rollback_table import BUSY, TAKEN, TableRollback, Tally
 from keikaku_snapshots.patches.undo import UndoTable, names_of, undo_tables
 from keikaku_snapshots.postgres import catalog
 from keikaku_snapshots.postgres.capture import STYLES
@@ -133,6 +133,7 @@ class _Rollback:
                     TableSql(names, table, to_it),
                     force,
                     bool(triggers & {member.oid for member in table.members}),
+                    len(present[table.oid].columns) > len(table.columns),
                 )
             )
         self.tables.sort(key=lambda one: order.get(one.sql.table.name, 0))
@@ -159,6 +160,8 @@ class _Rollback:
                 while self._batch(one, kind):
                     reached("in_rollback")
         self._try_again()
+        if self._turn_round():
+            self._try_again()
         self._leave_rest()
         with self._transaction():
             self.connection.execute(
@@ -279,6 +282,22 @@ class _Rollback:
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, 1.0)
             waiting = left
+
+    def _turn_round(self) -> int:
+        """Take back rows whose unique values have gone round, which no order of updates could."""
+        turned = 0
+        for one in self.tables:
+            ring = sorted(
+                number
+                for (table, kind, number), state in self.put_off.items()
+                if (table, kind, state) == (one.number, "c", TAKEN)
+            )
+            if len(ring) > 1:
+                with self._transaction() as report:
+                    report.changed = report.processed = one.turn_round(ring)
+                    turned += report.changed
+        self.tally.restored += turned
+        return turned
 
     def _waiting(self) -> int:
         with self._settings():

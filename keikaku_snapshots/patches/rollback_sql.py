@@ -218,6 +218,38 @@ class TableSql:
             f" WHERE n.kind = '{kind}' AND n.number = ANY ({_array(numbers)}) AND {match(table, 't', 'f')}"
         )
 
+    def replace(self, numbers: Sequence[int], columns: Sequence[CapturedColumn]) -> str:
+        """Set columns back by taking all rows away and putting them there again, in one statement.
+
+        For unique values that go round: no order of updates brings them back. A foreign key without an
+        action of its own looks when the statement is over, and finds the rows where they were.
+
+        Args:
+            numbers: Which rows; the run changed them.
+            columns: Columns that may be set.
+        """
+        table, log = self.table, self.names.log(self.table)
+        settable = {column.identifier for column in columns}
+        values = []
+        for column in table.columns:
+            value = f"t.{column.identifier}"
+            if column.identifier in settable:
+                ours = differs(column, f"f.{column.kept}", f"l.{column.kept}")
+                left = same(column, kept_value(column, "t."), f"l.{column.kept}")
+                value = f"CASE WHEN {ours} AND {left} THEN f.{column.kept}{column.cast} ELSE {value} END"
+            values.append(f"{value} AS {column.kept}")
+        into = ", ".join(column.identifier for column in table.columns)
+        kept = ", ".join(f"w.{column.kept}" for column in table.columns)
+        return (
+            f"WITH gone AS (DELETE FROM {table.only} t USING {net_name(self.names, table)} n"
+            f" JOIN {log} f ON f.seq = n.first JOIN {log} l ON l.seq = n.last WHERE n.kind = 'c'"
+            f" AND n.number = ANY ({_array(numbers)}) AND {match(table, 't', 'f')}"
+            f" RETURNING n.number, {', '.join(values)})"
+            f" INSERT INTO {table.identifier} ({into}) OVERRIDING SYSTEM VALUE"
+            # Sorting reads all of them before the first one is put back.
+            f" SELECT {kept} FROM gone w ORDER BY w.number"
+        )
+
     def mark(self, kind: Kind, numbers: Sequence[int], state: str) -> str:
         """Note the state of net effects: ``d`` put off, ``c`` conflict, empty for done.
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 #: Row locks that others hold, and deadlocks with them.
 BUSY: Final = frozenset({"55P03", "40P01", "40001"})
 _REFERRED_TO: Final = "23001"
-_TAKEN: Final = "23505"
+TAKEN: Final = "23505"
 
 
 class Verdict(NamedTuple):
@@ -78,6 +78,8 @@ class TableRollback:
     force: bool
     #: Whether triggers of the user may change what is written.
     has_triggers: bool
+    #: Whether it has columns by now that were not kept.
+    has_more_columns: bool = False
 
     @property
     def name(self) -> str:
@@ -147,6 +149,37 @@ class TableRollback:
             return tally
         self.connection.execute("SET CONSTRAINTS ALL DEFERRED")
         return tally
+
+    def turn_round(self, numbers: Sequence[int]) -> int:
+        """Take back changed rows all at once whose unique values have gone round.
+
+        Args:
+            numbers: Rows that were put off because a unique value is taken.
+
+        Returns:
+            How many were taken back: all, or none when that could change more than these rows.
+        """
+        acts = any(one.on_delete for one in self.sql.references)
+        if acts or self.has_triggers or self.has_more_columns or len(numbers) < 2:
+            return 0
+        try:
+            with self.connection.transaction():
+                changed = self._changed("c", numbers)
+                self._run(self.sql.lock("c", numbers, for_keys=True))
+                verdicts = self.look("c", numbers)
+                if not all(one.is_there and one.is_to_do for one in verdicts):
+                    return 0
+                written = self._run(self.sql.replace(numbers, changed))
+                for verdict, why in self.conflicts_of("c", verdicts).values():
+                    self.record("c", verdict, why)
+                clean = [one.number for one in verdicts if not one.columns]
+                self._run(self.sql.mark("c", clean, ""))
+                self.connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+                return written
+        except psycopg.Error as error:
+            if error.sqlstate in BUSY or (error.sqlstate or "").startswith("23"):
+                return 0
+            raise
 
     def look(self, kind: Kind, numbers: Sequence[int]) -> list[Verdict]:
         """Tell what is to be done with rows, and change nothing.
@@ -253,7 +286,7 @@ class TableRollback:
         missing = {}
         for one in self.look(kind, numbers):
             if one.number in absent and not one.is_there:
-                missing[one.number] = _TAKEN
+                missing[one.number] = TAKEN
             elif not one.is_done and one.number not in conflicts:
                 conflicts[one.number] = (one, "changed again by a trigger of the table")
         return missing

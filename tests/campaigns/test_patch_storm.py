@@ -131,7 +131,10 @@ class Round:
             ended(editor)
 
     def _run(self) -> Execution:
-        self.child(lambda: self.executor.execute(self.patch.name, dry_run=False, again=True), 0.7)
+        before = self.executor.status()[:1]
+        # A connection that is cut before there is a record leaves nothing: the operator tries again.
+        while self.executor.status()[:1] == before:
+            self.child(lambda: self.executor.execute(self.patch.name, dry_run=False, again=True), 0.7)
         return self.until_over(self.executor.reap)
 
     def _roll_back(self, run: Execution) -> Execution:
