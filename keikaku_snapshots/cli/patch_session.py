@@ -218,8 +218,8 @@ class Door:
         from keikaku_snapshots.patches import records
 
         with self.connection() as connection:
-            of_patch = records.recent(connection, patch_name=named, limit=1000 if runs_only else 1)
-            newest = _meant(of_patch) if runs_only else next(iter(of_patch), None)
+            of_patch = records.recent(connection, patch_name=named, limit=1000)
+            newest = _meant([one for one in of_patch if one.kind == "run" or not runs_only])
             return newest or records.find(connection, named)
 
     def recent(self, name: str | None, limit: int) -> Sequence[Execution]:
@@ -288,11 +288,10 @@ class Stopped:
 
 
 def _meant(of_patch: Sequence[Execution]) -> Execution | None:
-    """The run that is meant by a patch's name: the one that is open, else the last that did something."""
-    runs = [one for one in of_patch if one.kind == "run"]
-    open_ones = (one for one in runs if not one.is_over)
-    done = (one for one in runs if one.batch_number)
-    return next(open_ones, None) or next(done, None) or next(iter(runs), None)
+    """What is meant by a patch's name: the run that is open, else the last one that was not refused."""
+    open_ones = (one for one in of_patch if one.kind == "run" and not one.is_over)
+    begun = (one for one in of_patch if one.started_at is not None)
+    return next(open_ones, None) or next(begun, None) or next(iter(of_patch), None)
 
 
 def default_actor() -> str:

@@ -188,6 +188,7 @@ def present(error: BaseException, output: Output) -> int:
             hint=error.hint,
             hint_ja=_own_japanese(error),
             fallback_ja=error.hint_ja,
+            execution_id=str(error.details.get("execution_id") or ""),
         )
     _trace(error, output)
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
@@ -206,32 +207,27 @@ def _present(
     hint: str = "",
     hint_ja: str = "",
     fallback_ja: str = "",
+    execution_id: str = "",
 ) -> int:
     with contextlib.suppress(OSError):  # the terminal is gone; the code remains
-        _say(output, code, kind, headline, found=found, hint=hint, hint_ja=hint_ja, fallback_ja=fallback_ja)
+        parts = _say(output, headline, found=found, hint=hint, hint_ja=hint_ja, fallback_ja=fallback_ja)
+        if output.as_json:
+            # Of a data patch a script must know which run it was.
+            run = {"execution_id": execution_id} if execution_id else {}
+            output.document({"error": {"type": kind, "exit_code": code, **parts}, **run})
     return code
 
 
-def _say(  # the parts of one message
-    output: Output,
-    code: int,
-    kind: str,
-    headline: str,
-    *,
-    found: str,
-    hint: str,
-    hint_ja: str,
-    fallback_ja: str,
-) -> None:
+def _say(
+    output: Output, headline: str, *, found: str, hint: str, hint_ja: str, fallback_ja: str
+) -> dict[str, str]:
     if not os.environ.get("KEIKAKU_LANG", "").lower().startswith("ja"):
         hint_ja = ""
     elif not hint_ja:
         from keikaku_snapshots.cli.remedies import in_japanese
 
         hint_ja = in_japanese(hint) or fallback_ja
-    parts = output.error(headline, found=found, hint=hint, hint_ja=hint_ja)
-    if output.as_json:
-        output.document({"error": {"type": kind, "exit_code": code, **parts}})
+    return output.error(headline, found=found, hint=hint, hint_ja=hint_ja)
 
 
 def _own_japanese(error: KeikakuError) -> str:

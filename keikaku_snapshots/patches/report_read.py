@@ -20,6 +20,7 @@ from keikaku_snapshots.patches.report import (
     PatchReport,
     Rejected,
 )
+from keikaku_snapshots.patches.report_sample import sample
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -67,7 +68,7 @@ def read_report(
             location=location,
             batches=(*_batches(connection, number, "run"), *_batches(connection, number, "rollback")),
             checks=tuple(_checks(execution)),
-            differences=tuple(_differences(execution)),
+            differences=tuple(_differences(execution) or sample(connection, number)),
             conflicts=_conflicts(connection, number),
             rejected=_rejected(connection, number),
             deferred=_deferred(connection, number),

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from keikaku_snapshots.cli.output import Declined, Output
+from keikaku_snapshots.datasets import generate
 from keikaku_snapshots.patches import records
 from keikaku_snapshots.patches.records import BatchRecord
 from keikaku_snapshots.postgres.connect import connect
+from tests.integration import schemas
 from tests.unit.test_patch_report import BEGAN, NUMBER, execution
 
 if TYPE_CHECKING:
@@ -136,3 +139,120 @@ class TestLooking:
 
         assert code == 2
         assert "there is no execution 0b1f3c2e" in err
+
+
+class TestDoing:
+    """A dry run, a run, its report, its rollback, as they are said."""
+
+    @pytest.fixture
+    def shop(self, database: DatabaseURL, tmp_path: Path) -> DatabaseURL:
+        """The inventories of a small pharmacy, and no windows."""
+        generate("stockrx", "small", database.text, create_tables=True)
+        (tmp_path / "data_patches.yml").write_text(
+            "scheduling: {maintenance_windows: []}\n", encoding="utf-8"
+        )
+        return database
+
+    def test_a_patch_from_its_dry_run_to_its_rollback(
+        self, command: Command, shop: DatabaseURL, tmp_path: Path
+    ) -> None:
+        """What would change is shown as old and new values; the command for real is there to be copied."""
+        prices = "inventory_price_adjustment"
+        code, out, err = command("patch", "run", prices, "--param", "percent=8")
+
+        assert code == 0, err
+        assert "COLUMN  NOW" in out
+        assert "the first 8 changes" in out
+        assert "Index Scan" in out
+        assert f"keikaku patch run {prices} --param percent=8 --execute" in err
+        number = schemas.rows_of(shop, "SELECT min(id), min(price) FROM inventories WHERE status = 'active'")[
+            0
+        ]
+
+        code, out, err = command("patch", "run", prices, "--param", "percent=8", "--execute")
+        assert code == 0, err
+        assert "keikaku patch rollback " in err
+        code, _, err = command("patch", "run", prices, "--param", "percent=8", "--execute")
+        assert code == 16
+        assert "--again" in err
+
+        assert command("patch", "report", prices, "--output", "page.html")[0] == 0
+        page = (tmp_path / "page.html").read_text(encoding="utf-8")
+        assert "Sampled differences" in page
+        assert f"<td>{number[0]}</td>" in page
+
+        code, out, err = command("patch", "rollback", prices)
+        assert code == 0, err
+        assert "state " in out
+        assert "rolled back" in out
+        assert (
+            number
+            == schemas.rows_of(shop, "SELECT min(id), min(price) FROM inventories WHERE status = 'active'")[0]
+        )
+
+    @pytest.mark.usefixtures("shop")
+    def test_dry_run_in_the_environment_wins(self, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+        """DRY_RUN=true: whatever is typed, nothing is changed; a value that is neither is refused."""
+        monkeypatch.setenv("DRY_RUN", "true")
+        code, out, err = command("patch", "run", "inventory_price_adjustment", "--execute", "--json")
+
+        assert code == 0, err
+        assert json.loads(out)["kind"] == "dry_run"
+        assert "DRY_RUN=true: nothing is changed, whatever was typed" in err
+        monkeypatch.setenv("DRY_RUN", "maybe")
+        assert command("patch", "run", "inventory_price_adjustment", "--execute")[0] == 2
+
+    @pytest.mark.usefixtures("shop")
+    def test_on_a_terminal_it_asks_before_it_changes_anything(
+        self, command: Command, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Database, patch and tables are named; no is no. A dry run asks nothing."""
+        asked: list[str] = []
+
+        def confirm(_: Output, question: str) -> None:
+            asked.append(question)
+            raise Declined
+
+        monkeypatch.setattr(Output, "on_terminal", property(lambda _: True))
+        monkeypatch.setattr(Output, "confirm", confirm)
+
+        assert command("patch", "run", "inventory_price_adjustment")[0] == 0
+        assert asked == []
+        code, _, err = command("patch", "run", "inventory_price_adjustment", "--execute")
+        assert (code, asked) == (130, ["Change these tables?"])
+        assert "changes   public.inventories" in err
+
+    @pytest.mark.usefixtures("shop")
+    def test_a_failed_run_says_its_number_in_json_too(self, command: Command) -> None:
+        """A script that gets an error still knows which run it was."""
+        code, out, _ = command(
+            "patch", "run", "inventory_price_adjustment", "--execute", "--memory-limit", "1", "--json"
+        )
+
+        document = json.loads(out)
+        assert (code, document["error"]["exit_code"]) in {(27, 27), (16, 16)}
+        assert len(document["execution_id"]) == 36
+
+    @pytest.mark.usefixtures("shop")
+    def test_somebody_else_must_approve_where_that_is_asked(self, command: Command, tmp_path: Path) -> None:
+        """Not the one who runs it; for the source and the parameters as they are."""
+        prices = "inventory_price_adjustment"
+        (tmp_path / "data_patches.yml").write_text(
+            f"patches: {{{prices}: {{require_approval: true}}}}\nscheduling: {{maintenance_windows: []}}\n",
+            encoding="utf-8",
+        )
+        assert command("patch", "run", prices)[0] == 0
+        run = ("patch", "run", prices, "--execute", "--actor", "aoki")
+
+        assert command(*run)[0] == 16
+        assert command("patch", "approve", prices, "--actor", "aoki")[0] == 0
+        assert command(*run)[0] == 16
+        assert command("patch", "approve", prices, "--actor", "baba", "--param", "percent=9")[0] == 0
+        assert command(*run)[0] == 16
+        assert command("patch", "run", prices, "--approve", "--actor", "baba")[0] == 0
+        code, out, err = command(*run, "--json")
+
+        assert code == 0, err
+        assert json.loads(out)["approved_by"] == "baba"
+        assert "approved" in command("patch", "audit", "list")[1]
+        assert command("patch", "audit", "verify")[0] == 0
