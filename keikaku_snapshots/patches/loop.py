@@ -202,11 +202,16 @@ class BatchLoop:
         attempt, halved, skip = 0, False, False
         while True:
             number = self._worker.execution.batch_number
-            size = max(1, self.sizing.size // (2 if halved else 1))
+            # A size that is not adaptive stays, except for the one batch that needs too much memory.
+            shrinks = halved and not self.sizing.adaptive
+            size = max(1, self.sizing.size // 2) if shrinks else self.sizing.size
             try:
                 with self._watch.working(self._worker.work):
                     result = call(self._worker.work, size, skip)
-            except CommitInDoubtError:
+            except CommitInDoubtError as error:
+                attempt += 1
+                if attempt > self._worker.around.engine.batch_attempts:
+                    raise error.__cause__ or error from error
                 self._worker.reconnect()
                 if self._worker.execution.batch_number > number:
                     return True
@@ -236,6 +241,7 @@ class BatchLoop:
         """Give memory back and allow one more try, or give up."""
         if halved or self._watch.cause == "time":
             raise over_limit(self._watch) from error
+        self.sizing = self.sizing.halved()
         gc.collect()
         self._watch.forget()
 

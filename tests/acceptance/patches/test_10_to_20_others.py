@@ -511,7 +511,7 @@ def test_20_a_rollback_that_may_meet_no_conflict_leaves_the_run_as_it_was(lab: L
 
     assert lab.checksum() == changed
     assert lab.states() == [("completed", "done")]
-    with pytest.raises(PatchRollbackError, match="except 1 rows"):
+    with pytest.raises(PatchRollbackError, match="except 1 row "):
         executor.rollback(done.execution_id)
     assert lab.states() == [("failed", "rolled_back_with_conflicts")]
     assert lab.rows("SELECT id, qty FROM item WHERE qty <> id % 100") == [(7, 500)]
