@@ -392,7 +392,7 @@ class _Rollback:
 
 
 _SETTINGS: Final = {
-    "lock_timeout": "2s",
+    "lock_timeout": "1s",
     "statement_timeout": "0",
     "synchronous_commit": "on",
     "row_security": "off",

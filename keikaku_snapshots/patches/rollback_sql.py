@@ -63,6 +63,24 @@ class TableSql:
         rows = self._images(kind, numbers)
         return f"SELECT count(*) FROM (SELECT 1 {rows} ORDER BY n.number FOR {strength} OF t) locked"
 
+    def lockable(self, kind: Kind, numbers: Sequence[int]) -> str:
+        """Lock the rows that nobody else has locked, and return their numbers.
+
+        Args:
+            kind: What the run did.
+            numbers: Which rows.
+        """
+        return f"SELECT n.number {self._images(kind, numbers)} ORDER BY n.number FOR UPDATE OF t SKIP LOCKED"
+
+    def present(self, kind: Kind, numbers: Sequence[int]) -> str:
+        """Return the numbers of the rows that are there.
+
+        Args:
+            kind: What the run did.
+            numbers: Which rows.
+        """
+        return f"SELECT n.number {self._images(kind, numbers)}"
+
     def changed_columns(self, numbers: Sequence[int]) -> str:
         """Ask which columns the run changed in any of these rows; a Boolean for each column."""
         log = self.names.log(self.table)

@@ -143,12 +143,24 @@ class TableRollback:
                 raise
             if len(numbers) == 1:
                 return self._put_off(kind, {numbers[0]: state})
+            locked = self._locked(kind, numbers) if state in BUSY else set()
+            if locked:
+                tally = self._put_off(kind, dict.fromkeys(locked, state))
+                if rest := [number for number in numbers if number not in locked]:
+                    tally.add(self.take_back(kind, rest))
+                return tally
             half = len(numbers) // 2
             tally = self.take_back(kind, numbers[:half])
             tally.add(self.take_back(kind, numbers[half:]))
             return tally
         self.connection.execute("SET CONSTRAINTS ALL DEFERRED")
         return tally
+
+    def _locked(self, kind: Kind, numbers: Sequence[int]) -> set[int]:
+        """Find the rows that others have locked; from now on this batch waits no longer for any."""
+        self.connection.execute("SET LOCAL lock_timeout = '100ms'")
+        free = self._numbers(self.sql.lockable(kind, numbers))
+        return set(self._numbers(self.sql.present(kind, numbers))) - set(free)
 
     def turn_round(self, numbers: Sequence[int]) -> int:
         """Take back changed rows all at once whose unique values have gone round.

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -18,6 +19,7 @@ from keikaku_snapshots.errors import (
 )
 from keikaku_snapshots.patches import records, undo, undo_clean
 from keikaku_snapshots.patches.definition import StepPatch, data_patch
+from keikaku_snapshots.patches.rollback import roll_back
 from tests.patch_lab import Lab
 from tests.servers import connect
 
@@ -351,6 +353,27 @@ def test_28_what_an_application_wrote_between_two_batches_is_not_lost(newest: La
         (2, 50, "b"),
         (3, 3, "b"),
     ]
+
+
+def test_28_rows_that_stay_locked_hold_up_nobody_else(newest: Lab) -> None:
+    """The others are taken back; they are named, and the next call finishes the rollback."""
+    newest.run(
+        "CREATE TABLE public.t (id int PRIMARY KEY, a int, b text); INSERT INTO t SELECT generate_series(1, 500), 0, 'b'"
+    )
+    before = newest.checksum("public.t")
+    done = ran(newest, ["public.t"], "UPDATE t SET a = 1; DELETE FROM t WHERE id > 400")
+    with connect(newest.url) as application:
+        application.autocommit = False
+        application.execute("SELECT FROM t WHERE id IN (7, 300) FOR UPDATE")
+        begun = time.monotonic()
+        with pytest.raises(PatchRollbackError) as caught:
+            roll_back(newest.connection, done, lock_wait_s=0.1)
+        assert time.monotonic() - begun < 10
+    assert caught.value.found == "public.t 7\npublic.t 300"
+    assert newest.rows("SELECT id FROM t WHERE a = 1 ORDER BY id") == [(7,), (300,)]
+    assert newest.value("SELECT count(*) FROM keikaku_patches.conflict") == 0
+    assert roll_back(newest.connection, done).restored == 2
+    assert newest.checksum("public.t") == before
 
 
 def test_28_new_children_of_others_are_never_taken_along(lab: Lab) -> None:
