@@ -124,9 +124,7 @@ def _raise(kind: type[BaseException]) -> Any:
     return validate
 
 
-@pytest.mark.parametrize("kind", [PatchRefusedError, ValueError, AssertionError, ZeroDivisionError])
-def test_02_a_failing_validate_leaves_nothing_behind(lab: Lab, kind: type[BaseException]) -> None:
-    """Failed, the rows as before, no undo table, no trigger, and somebody is told."""
+def _leaves_nothing_behind(lab: Lab, kind: type[BaseException]) -> None:
     lab.items(100)
     before = lab.checksum()
     patch = data_patch("refusing")(type("Refusing", (_Refusing,), {"validate": _raise(kind)}))
@@ -141,14 +139,18 @@ def test_02_a_failing_validate_leaves_nothing_behind(lab: Lab, kind: type[BaseEx
     assert lab.events() == ["failed"]
 
 
-@pytest.mark.parametrize("dry_run", [True, False], ids=["dry_run", "run"])
-@pytest.mark.parametrize(
-    "statement", ["UPDATE item SET qty = 0", "SET TRANSACTION READ WRITE", "CREATE TABLE x (a int)"]
-)
-def test_04_a_row_patch_that_writes_in_transform_is_refused(
-    lab: Lab, statement: str, *, dry_run: bool
-) -> None:
-    """It gets no connection that can write, neither in a dry run nor in a real one."""
+def test_02_a_failing_validate_leaves_nothing_behind(lab: Lab) -> None:
+    """Failed, the rows as before, no undo table, no trigger, and somebody is told."""
+    _leaves_nothing_behind(lab, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("kind", [PatchRefusedError, ValueError, AssertionError])
+def test_02_whatever_validate_raises(newest: Lab, kind: type[BaseException]) -> None:
+    """A refusal of its own, or a mistake in it."""
+    _leaves_nothing_behind(newest, kind)
+
+
+def _cannot_write(lab: Lab, statement: str, *, dry_run: bool) -> None:
     lab.items(50)
     before = lab.checksum()
 
@@ -167,6 +169,21 @@ def test_04_a_row_patch_that_writes_in_transform_is_refused(
     assert lab.checksum() == before
     assert "SQLSTATE" in caught.value.found
     assert lab.latest().status == "failed"
+
+
+@pytest.mark.parametrize("dry_run", [True, False], ids=["dry_run", "run"])
+def test_04_a_row_patch_that_writes_in_transform_is_refused(lab: Lab, *, dry_run: bool) -> None:
+    """It gets no connection that can write, neither in a dry run nor in a real one."""
+    _cannot_write(lab, "UPDATE item SET qty = 0", dry_run=dry_run)
+
+
+@pytest.mark.parametrize("dry_run", [True, False], ids=["dry_run", "run"])
+@pytest.mark.parametrize("statement", ["SET TRANSACTION READ WRITE", "CREATE TABLE x (a int)"])
+def test_04_it_cannot_make_the_connection_writable_either(
+    newest: Lab, statement: str, *, dry_run: bool
+) -> None:
+    """The mode is fixed by the first query of the transaction."""
+    _cannot_write(newest, statement, dry_run=dry_run)
 
 
 def test_04_transform_may_read(lab: Lab) -> None:
