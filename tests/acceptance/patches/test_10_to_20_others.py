@@ -27,6 +27,7 @@ from keikaku_snapshots.patches import undo_clean
 from keikaku_snapshots.patches.backup_point import BackupPoint
 from keikaku_snapshots.patches.changes import Update
 from keikaku_snapshots.patches.definition import RowPatch, SqlPatch, data_patch
+from keikaku_snapshots.patches.points import visit
 from keikaku_snapshots.patches.settings import EngineSettings
 from tests.patch_samples import AddOne, AddOneByRow
 from tests.patch_worker import start
@@ -345,6 +346,33 @@ def test_18_a_commit_whose_answer_is_lost_is_applied_once(lab: Lab, patch: Any, 
     assert proxy.cuts == 1
     assert (done.status, done.processed_records, done.batch_number) == ("completed", 500, 5)
     assert _sums(lab) == (500, 0)
+
+
+@pytest.mark.parametrize("verdict", ["cut", "deliver-then-cut"])
+def test_18_the_one_commit_of_a_run_in_one_transaction_may_be_lost_too(newest: Lab, verdict: Verdict) -> None:
+    """Completed when the server got it; else nothing was done, and the run waits to be resumed."""
+    newest.items(200)
+    armed = threading.Event()
+    ends = visit(lambda point: armed.set() if point == "before_commit" else None)
+
+    def rule(chunk: bytes, _sent: int) -> Verdict:
+        return verdict if armed.is_set() and b"COMMIT\0" in chunk else "pass"
+
+    with Proxy(newest.url, rule) as proxy:
+        executor = newest.executor(AddOne, url=proxy.url, mode="single_transaction", batch_size=50)
+        try:
+            done = executor.execute("add_one", dry_run=False)
+        except ConnectError:
+            done = newest.latest()
+        finally:
+            ends()
+    assert proxy.cuts == 1
+    if verdict == "cut":
+        assert (done.status, done.cursor) == ("running", None)
+        done = newest.executor(AddOne).resume(done.execution_id)
+    assert (done.status, done.processed_records) == ("completed", 200)
+    assert _sums(newest) == (200, 0)
+    assert newest.leftovers() == []
 
 
 def test_19_a_stopped_worker_cannot_commit_after_another_took_over(lab: Lab) -> None:
