@@ -40,7 +40,7 @@ def page() -> str:
         "| code | meaning |",
         "|---|---|",
         "| 0 | done |",
-        "| 1 | `keikaku diff`: the two sides differ |",
+        "| 1 | `diff`: the sides differ; `perf`: too slow; `patch audit verify`: the log was changed |",
         *(f"| {code} | {meaning} |" for code, meaning in sorted(_codes().items())),
         "| 130 | interrupted by Ctrl-C (128 and the number of the signal) |",
         "| 141 | the reader of the output has left (SIGPIPE) |",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from keikaku_snapshots.cli.output import duration, size
 from keikaku_snapshots.cli.patch_words import is_resting, next_steps, short, state_text, tell_one
 
-#: Rows of the sample that are printed; the report shows all.
+#: Rows of the sample that are printed, half as many of each kind of change; the report shows all.
 SAMPLE = 8
 #: Letters of a value that are printed.
 LONGEST = 40
@@ -102,15 +102,20 @@ def estimates(execution: Execution) -> list[str]:
 def _tell_sample(output: Output, sample: list[dict[str, Any]]) -> None:
     if not sample:
         return
+    kinds: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for one in sample:
+        kinds.setdefault((one["table"], one["kind"]), []).append(one)
+    chosen = [one for group in kinds.values() for one in group[: SAMPLE if len(kinds) == 1 else SAMPLE // 2]]
     rows = []
-    for one in sample[:SAMPLE]:
+    for one in chosen:
         where = one["table"], ", ".join(map(str, one["key"])), one["kind"]
-        for number, (column, (old, new)) in enumerate(
-            one["columns"].items() or [("(the whole row)", ("", ""))]
-        ):
-            rows.append((*(where if not number else ("", "", "")), column, _shown(old), "→", _shown(new)))
+        # A row that goes is named by its key alone.
+        columns = one["columns"] or {"": ("", "")}
+        for number, (column, (old, new)) in enumerate(columns.items()):
+            now = "" if one["kind"] == "insert" else _shown(old)
+            rows.append((*(where if not number else ("", "", "")), column, now, "→", _shown(new)))
     output.data("")
-    output.data(f"the first {len(sample[:SAMPLE])} changes" if len(sample) > 1 else "the change")
+    output.data(f"{len(chosen)} of its changes" if len(chosen) > 1 else "the change")
     output.table(("TABLE", "KEY", "", "COLUMN", "NOW", "", "THEN"), rows)
 
 

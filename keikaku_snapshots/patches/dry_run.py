@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from keikaku_snapshots.patches.row_based import Group
     from keikaku_snapshots.postgres.connect import Connection
 
-#: Rows of the sample.
+#: Rows of the sample, of each kind of change to each table.
 SAMPLE: Final = 20
 #: Times the reading that a run takes with its writes, its undo and its commits; measured in benchmarks.
 #: Where Python is at work, it is so in both.
@@ -136,7 +136,7 @@ class DryRun:
             self.found.plan = self._explain(connection, condition)
         if self._set_based is not None:
             self.found.add(self._set_counts(connection, self._set_based, condition))
-            if len(self.found.sample) < SAMPLE:
+            if self._room("update"):
                 self._sample_set(connection, self._set_based, condition)
             return
         patch = self._plan.patch
@@ -190,7 +190,7 @@ class DryRun:
             condition,
             set_based.differs,
             self._plan.walked.order(),
-            sql.Literal(SAMPLE - len(self.found.sample)),
+            sql.Literal(self._room("update")),
         )
         self._keep(connection.execute(query, self._plan.walked.values).fetchall(), tuple(new))
 
@@ -235,7 +235,7 @@ class DryRun:
         ).format(differs, self._new_is_wrong(new, "t."), self._plan.walked.table, source, same)
         row = connection.execute(query, self._plan.walked.values | values).fetchone()
         assert row is not None
-        if len(self.found.sample) < SAMPLE:
+        if self._room("update"):
             sample = sql.SQL("SELECT {}, {} FROM {} AS t JOIN {} ON {} WHERE {}{} LIMIT {}").format(
                 self._plan.walked.key_texts,
                 sql.SQL(", ").join(
@@ -247,7 +247,7 @@ class DryRun:
                 same,
                 differs,
                 self._plan.walked.order(),
-                sql.Literal(SAMPLE - len(self.found.sample)),
+                sql.Literal(self._room("update")),
             )
             self._keep(connection.execute(sample, values).fetchall(), group.columns)
         return int(row[0]), int(row[1])
@@ -281,8 +281,13 @@ class DryRun:
         for key in group.keys[:SAMPLE]:
             self._sampled("delete", key, {})
 
+    def _room(self, kind: str, table: str = "") -> int:
+        """How many more changes of this kind to a table the sample takes."""
+        name = table or self._plan.targets[0].name.text
+        return SAMPLE - sum((one["kind"], one["table"]) == (kind, name) for one in self.found.sample)
+
     def _sampled(self, kind: str, key: Key, columns: dict[str, Any], table: str = "") -> None:
-        if len(self.found.sample) < SAMPLE:
+        if self._room(kind, table):
             self.found.sample.append(
                 {
                     "table": table or self._plan.targets[0].name.text,

@@ -155,8 +155,8 @@ def _differences(report: PatchReport) -> Iterator[str]:
                     escape(_key(item.key)) if not number else "",
                     escape(item.kind) if not number else "",
                     escape(column),
-                    f'<span class="old">{_value(old)}</span>',
-                    f'<span class="new">{_value(new)}</span>',
+                    "" if item.kind == "insert" else f'<span class="old">{_value(old)}</span>',
+                    "" if item.kind == "delete" else f'<span class="new">{_value(new)}</span>',
                 ]
             )
     yield table(["table", "key", "", "column", "before", "after"], rows, numbers=frozenset())

@@ -162,7 +162,7 @@ class TestDoing:
 
         assert code == 0, err
         assert "COLUMN  NOW" in out
-        assert "the first 8 changes" in out
+        assert "8 of its changes" in out
         assert "Index Scan" in out
         assert f"keikaku patch run {prices} --param percent=8 --execute" in err
         number = schemas.rows_of(shop, "SELECT min(id), min(price) FROM inventories WHERE status = 'active'")[
