@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from keikaku_snapshots.cli.patch_words import (
     is_resting,
@@ -30,15 +30,26 @@ LOOK_S = 0.5
 LINE_S = 10.0
 
 
+class Seen(NamedTuple):
+    """A run at one look."""
+
+    #: The run.
+    execution: Execution
+    #: Resident memory of its process; 0 when not known.
+    memory_bytes: int = 0
+    #: True when its process gave no sign of life for too long.
+    is_dead: bool = False
+
+
 def follow(
     output: Output,
-    look: Callable[[], Sequence[tuple[Execution, int]]],
+    look: Callable[[], Sequence[Seen]],
 ) -> Sequence[Execution]:
-    """Show runs until each of them is over or rests.
+    """Show runs until each of them is over, rests, or is dead.
 
     Args:
         output: Where to.
-        look: Reads them anew, each with the resident memory of its process.
+        look: Reads them anew.
 
     Returns:
         The runs as they were at the last look.
@@ -52,10 +63,10 @@ def follow(
         while True:
             seen = look()
             live.update(picture(seen))
-            if not any(_works(execution) for execution, _ in seen):
+            if not any(_works(one) for one in seen):
                 break
             time.sleep(LOOK_S)
-    return [execution for execution, _ in seen]
+    return [one.execution for one in seen]
 
 
 @contextmanager
@@ -78,7 +89,7 @@ def watched(output: Output) -> Iterator[Callable[[Execution], None] | None]:
     from rich.live import Live
 
     with Live(console=Console(stderr=True), refresh_per_second=8, transient=True) as live:
-        yield lambda execution: live.update(picture([(execution, 0)]))
+        yield lambda execution: live.update(picture([Seen(execution)]))
 
 
 class _Lines:
@@ -96,60 +107,60 @@ class _Lines:
             self._output.say(progress_line(execution))
 
 
-def _works(execution: Execution) -> bool:
-    return not execution.is_over and not is_resting(execution)
+def _works(one: Seen) -> bool:
+    return not one.is_dead and not one.execution.is_over and not is_resting(one.execution)
 
 
-def _follow_in_lines(
-    output: Output, look: Callable[[], Sequence[tuple[Execution, int]]]
-) -> Sequence[Execution]:
+def _follow_in_lines(output: Output, look: Callable[[], Sequence[Seen]]) -> Sequence[Execution]:
     said: dict[Any, tuple[str, float]] = {}
     while True:
         seen = look()
-        for execution, memory_bytes in seen:
+        for one in seen:
+            execution = one.execution
             state, at = said.get(execution.execution_id, ("", 0.0))
             now = time.monotonic()
             if state_text(execution) != state or now - at >= LINE_S:
                 said[execution.execution_id] = (state_text(execution), now)
-                output.data(progress_line(execution, memory_bytes))
-        if not any(_works(execution) for execution, _ in seen):
-            return [execution for execution, _ in seen]
+                output.data(progress_line(execution, one.memory_bytes))
+        if not any(_works(one) for one in seen):
+            return [one.execution for one in seen]
         time.sleep(LOOK_S)
 
 
-def picture(seen: Sequence[tuple[Execution, int]]) -> RenderableType:
+def picture(seen: Sequence[Seen]) -> RenderableType:
     """Draw a bar with what belongs to it for each run.
 
     Args:
-        seen: Runs, each with the resident memory of its process.
+        seen: Runs.
 
     Returns:
         What rich prints.
     """
     from rich.console import Group
 
-    return Group(*(part for execution, memory_bytes in seen for part in _bar(execution, memory_bytes)))
+    return Group(*(part for one in seen for part in _bar(one)))
 
 
-def _bar(execution: Execution, memory_bytes: int) -> list[RenderableType]:
+def _bar(one: Seen) -> list[RenderableType]:
     from rich.progress_bar import ProgressBar
     from rich.spinner import Spinner
     from rich.table import Table
     from rich.text import Text
 
+    execution = one.execution
     share, left = share_done(execution), left_s(execution)
     head = Table.grid(padding=(0, 1))
     bar = ProgressBar(
         total=None if share is None else 1.0, completed=share or 0.0, width=24, pulse=share is None
     )
     head.add_row(
-        Spinner("dots") if _works(execution) else Text("•"),
+        Spinner("dots") if _works(one) else Text("•"),
         Text(f"{execution.patch_name} {short(execution)}", style="bold"),
         bar,
         Text("" if share is None else f"{share:4.0%}", style="cyan"),
         Text("" if left is None else f"{_clock(left)} left"),
     )
-    words = " · ".join([state_text(execution), *progress_parts(execution, memory_bytes)])
+    words = " · ".join([state_text(execution), *progress_parts(execution, one.memory_bytes)])
     bad = execution.inconsistent_records > 0
     return [head, Text("  " + words, style="yellow" if bad else "")]
 

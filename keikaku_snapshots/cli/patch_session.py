@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 
 from keikaku_snapshots.cli.output import plain
+from keikaku_snapshots.cli.patch_live import Seen
 from keikaku_snapshots.cli.patch_words import state_text
 
 if TYPE_CHECKING:
@@ -231,15 +232,18 @@ class Door:
         with self.connection() as connection:
             return records.recent(connection, patch_name=name, limit=limit)
 
-    def look(self, numbers: Sequence[UUID]) -> list[tuple[Execution, int]]:
-        """Return runs as they are now, each with the resident memory of its process."""
+    def look(self, numbers: Sequence[UUID]) -> list[Seen]:
+        """Return runs as they are now, with the memory and the life of their processes."""
         from keikaku_snapshots.patches import records, report_read
 
         with self.connection() as connection:
-            return [
-                (records.find(connection, number), report_read.memory_bytes(connection, number))
-                for number in numbers
-            ]
+            found = []
+            for number in numbers:
+                silent_s = report_read.silent_s(connection, number)
+                is_dead = silent_s is not None and silent_s > self.engine.lease_s
+                memory_bytes = report_read.memory_bytes(connection, number)
+                found.append(Seen(records.find(connection, number), memory_bytes, is_dead))
+            return found
 
     def silent_s(self, number: UUID) -> float | None:
         """Return the seconds since a run's process gave a sign of life."""

@@ -9,7 +9,14 @@ import click
 
 from keikaku_snapshots.cli.patch_live import follow
 from keikaku_snapshots.cli.patch_session import Door, complete_patch_name, patch_config_option
-from keikaku_snapshots.cli.patch_words import is_resting, next_steps, progress_line, tell_list, tell_one
+from keikaku_snapshots.cli.patch_words import (
+    is_resting,
+    next_steps,
+    progress_line,
+    short,
+    tell_list,
+    tell_one,
+)
 from keikaku_snapshots.cli.session import Command, Session, pass_session
 
 if TYPE_CHECKING:
@@ -77,16 +84,28 @@ def _tell(door: Door, seen: Sequence[Execution], *, one_only: bool) -> None:
         return
     if not one_only:
         tell_list(output, seen)
+        _warn_of_dead(door, seen)
         return
     (execution,) = seen
     tell_one(output, execution)
     if not execution.is_over:
-        output.data(progress_line(*door.look([execution.execution_id])[0]))
-        silent_s = door.silent_s(execution.execution_id)
-        if not is_resting(execution) and silent_s is not None and silent_s > door.engine.lease_s:
-            output.warn(f"no sign of life for {silent_s:.0f} s; `keikaku patch reap` looks after it")
+        seen_now = door.look([execution.execution_id])[0]
+        output.data(progress_line(execution, seen_now.memory_bytes))
+        _warn_of_dead(door, seen)
     for line in next_steps(execution):
         output.say(line)
+
+
+def _warn_of_dead(door: Door, seen: Sequence[Execution]) -> None:
+    for execution in seen:
+        if execution.is_over or is_resting(execution):
+            continue
+        silent_s = door.silent_s(execution.execution_id)
+        if silent_s is not None and silent_s > door.engine.lease_s:
+            door.session.output.warn(
+                f"{execution.patch_name} {short(execution)}: no sign of life for {silent_s:.0f} s;"
+                " `keikaku patch reap` looks after it"
+            )
 
 
 @click.command(

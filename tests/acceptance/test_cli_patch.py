@@ -110,6 +110,25 @@ class TestLooking:
         assert out.startswith(f"round_prices {SHORT} batching: 25%, 2,500 of 10,000 rows, 833 rows/s, 90 MB")
         assert f"round_prices {SHORT} completed: 100%" in out
 
+    @pytest.mark.parametrize("what", [[], [SHORT]])
+    def test_a_dead_run_is_not_followed_for_ever(
+        self, what: list[str], command: Command, database: DatabaseURL
+    ) -> None:
+        """It says that there is no sign of life, and what looks after it."""
+        remember(database, status="running", sub_state="batching", completed_at=None)
+        schemas.run(
+            database,
+            "INSERT INTO keikaku_patches.heartbeat"
+            f" VALUES ('{NUMBER}', 1, now() - interval '1 hour', '1@host', 1)",
+        )
+
+        code, out, err = command("patch", "status", *what, "--follow")
+
+        assert code == 0
+        assert f"round_prices {SHORT} batching" in out
+        assert "no sign of life for 360" in err
+        assert "`keikaku patch reap` looks after it" in err
+
     @pytest.mark.usefixtures("remembered")
     def test_a_report_is_a_page_that_only_its_owner_reads(self, command: Command, tmp_path: Path) -> None:
         """It shows values of rows."""

@@ -69,7 +69,7 @@ def test_the_bar_shows_the_same_on_every_width(width: int) -> None:
     """A bar, its share and the time left in one line, the numbers below."""
     console = Console(file=io.StringIO(), width=width, force_terminal=False)
 
-    console.print(patch_live.picture([(execution(**WORKING), 91 * 2**20)]))
+    console.print(patch_live.picture([patch_live.Seen(execution(**WORKING), 91 * 2**20)]))
     shown = console.file.getvalue()  # type: ignore[attr-defined] # what was given above
 
     assert "round_prices 0b1f3c2e" in shown
