@@ -79,8 +79,18 @@ def write(log: AuditLog, count: int = 5) -> None:
 
 
 A = "keikaku_patches.audit"
+
+
+def _other(place: int) -> str:
+    """SQL for a letter that is not the one that stands there."""
+    return f"CASE substr(line, {place}, 1) WHEN 'x' THEN 'y' ELSE 'x' END"
+
+
 TAMPERED = {
-    "a letter of a line": (f"UPDATE {A} SET line = overlay(line placing 'x' from 30) WHERE number = 3", 3),
+    "a letter of a line": (
+        f"UPDATE {A} SET line = overlay(line placing {_other(30)} from 30) WHERE number = 3",
+        3,
+    ),
     "a space at the end": (f"UPDATE {A} SET line = line || ' ' WHERE number = 3", 3),
     "a deleted line": (f"DELETE FROM {A} WHERE number = 3", 3),
     "the first line": (f"DELETE FROM {A} WHERE number = 1", 1),
@@ -106,7 +116,7 @@ TAMPERED = {
     "all lines": (f"DELETE FROM {A}", 1),
     "the head": ("DELETE FROM keikaku_patches.audit_mark", None),
     "a letter of the head": (
-        "UPDATE keikaku_patches.audit_mark SET line = overlay(line placing '9' from 12)",
+        f"UPDATE keikaku_patches.audit_mark SET line = overlay(line placing {_other(12)} from 12)",
         None,
     ),
 }
