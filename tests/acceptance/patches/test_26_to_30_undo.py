@@ -21,6 +21,7 @@ from keikaku_snapshots.patches import records, undo, undo_clean
 from keikaku_snapshots.patches.definition import StepPatch, data_patch
 from keikaku_snapshots.patches.rollback import roll_back
 from tests.patch_lab import Lab
+from tests.patch_samples import AddOne, Everything, Steps
 from tests.servers import connect
 
 if TYPE_CHECKING:
@@ -143,6 +144,20 @@ def test_26_all_of_it_in_one_run_on_each_version(lab: Lab) -> None:
     done = ran(lab, SHOP_TABLES, script)
     assert taken_back(lab, done).rollback_performed
     assert lab.checksum(*SHOP_TABLES) == before
+
+
+@pytest.mark.parametrize("patch", [Everything, AddOne, Steps], ids=lambda patch: patch.name)
+@pytest.mark.parametrize("mode", ["batched", "single_transaction"])
+def test_26_every_kind_of_patch_in_every_mode_is_taken_back(newest: Lab, patch: Any, mode: str) -> None:
+    """Set-based, row-wise and by own SQL; in batches, or all in one transaction."""
+    newest.items(90)
+    before = newest.checksum()
+    executor = newest.executor(patch, mode=mode, batch_size=20, inconsistency_limit=1.1)
+    done = executor.execute(patch.name, dry_run=False)
+    assert newest.checksum() != before
+    assert executor.rollback(done.execution_id).rollback_performed
+    assert newest.checksum() == before
+    assert newest.leftovers() == []
 
 
 @pytest.mark.parametrize("shift", ["1 + id % 9", "1 + (id + 7) % 9", "10 - id"])
