@@ -10,6 +10,7 @@ import importlib
 import inspect
 import json
 import re
+import types
 import typing
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 #: The modules whose ``__all__`` is public.
-MODULES = ("keikaku_snapshots", "keikaku_snapshots.datasets", "keikaku_snapshots.perf")
+MODULES = (
+    "keikaku_snapshots",
+    "keikaku_snapshots.datasets",
+    "keikaku_snapshots.patches",
+    "keikaku_snapshots.perf",
+)
 _PACKAGE = "keikaku_snapshots"
 _WIDTH = 100
 _NAMES = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -79,7 +85,9 @@ def _public(module: str) -> Iterator[Item]:
     for name in package.__all__:
         if name != "__version__":
             value = getattr(package, name)
-            yield Item(name, value.__module__, value)
+            # An alias does not know where it is from.
+            alias = _resolve(name, module) if isinstance(value, types.UnionType) else None
+            yield alias or Item(name, value.__module__, value)
 
 
 def _reached(begin: list[Item]) -> list[Item]:

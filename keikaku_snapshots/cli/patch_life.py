@@ -158,7 +158,7 @@ def rollback(
     if session.output.on_terminal and not yes:
         door.show_run(execution)
         session.output.confirm("Take back what it changed?")
-    with door.executor() as executor, door.until_stopped(executor) as stopped:
+    with door.executor() as executor, door.until_stopped(executor, rolls_back=True) as stopped:
         done = executor.rollback(execution.execution_id, on_conflict=on_conflict, actor=actor)
     return finish(door, done, stopped)
 

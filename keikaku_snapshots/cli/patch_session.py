@@ -157,13 +157,14 @@ class Door:
         return AuditLog(self.url, self.configuration.audit)
 
     @contextlib.contextmanager
-    def until_stopped(self, executor: Stoppable | None) -> Iterator[Stopped]:
+    def until_stopped(self, executor: Stoppable | None, *, rolls_back: bool = False) -> Iterator[Stopped]:
         """Turn the first SIGINT, SIGTERM or SIGHUP into a pause after the present batch.
 
         The second one interrupts the batch, which is rolled back then.
 
         Args:
             executor: Which run is paused; None for a dry run, which is simply interrupted.
+            rolls_back: True for a rollback, which goes on to its end: half of one helps nobody.
 
         Yields:
             Which signal came, if one did.
@@ -177,8 +178,10 @@ class Door:
             if stopped.number:
                 raise KeyboardInterrupt
             stopped.number = number
-            executor.request_stop()
-            self.session.output.warn(f"{stopped.name}: the batch is finished first; once more stops at once")
+            first = "the rollback goes on to its end" if rolls_back else "the batch is finished first"
+            if not rolls_back:
+                executor.request_stop()
+            self.session.output.warn(f"{stopped.name}: {first}; once more stops at once")
 
         # `nohup keikaku …` has SIGHUP ignored and means it.
         heeded = (one for one in _STOPPING if signal.getsignal(one) is not signal.SIG_IGN)
@@ -186,9 +189,10 @@ class Door:
         try:
             yield stopped
         except KeyboardInterrupt:
+            again = "rollback" if rolls_back else "resume"
             self.session.output.warn(
                 "stopped inside a batch, which was rolled back; those before it are committed. "
-                "`keikaku patch status` shows the run, `keikaku patch resume ID` goes on"
+                f"`keikaku patch status` shows the run, `keikaku patch {again} ID` goes on"
             )
             raise
         finally:

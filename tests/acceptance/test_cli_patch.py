@@ -275,3 +275,26 @@ class TestDoing:
         assert json.loads(out)["approved_by"] == "baba"
         assert "approved" in command("patch", "audit", "list")[1]
         assert command("patch", "audit", "verify")[0] == 0
+
+    @pytest.mark.usefixtures("shop")
+    def test_a_dump_is_made_and_read_back_before_the_first_batch(
+        self, command: Command, tmp_path: Path
+    ) -> None:
+        """A pinned snapshot of before, named in the records; where it cannot be made nothing is changed."""
+        prices = "inventory_price_adjustment"
+        assert command("patch", "run", prices)[0] == 0
+        (tmp_path / "snapshots").write_text("no directory", encoding="utf-8")
+        code, _, err = command("patch", "run", prices, "--execute", "--backup")
+        assert code == 20, err
+        assert json.loads(command("patch", "status", prices, "--json")[1])["changed_records"] == 0
+
+        (tmp_path / "snapshots").unlink()
+        code, out, err = command("patch", "run", prices, "--execute", "--backup", "--json")
+
+        assert code == 0, err
+        (snapshot,) = json.loads(command("list", "--json")[1])
+        assert json.loads(out)["backup_reference"] == str(snapshot["path"])
+        assert snapshot["name"] == f"before_{prices}"
+        code, out, _ = command("diff", f"before_{prices}", "live", "--json")
+        assert code == 1
+        assert "inventories" in out
