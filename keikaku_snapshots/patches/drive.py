@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from keikaku_snapshots.errors import KeikakuError, PatchFailedError
 from keikaku_snapshots.patches import auditing, records
-from keikaku_snapshots.patches.ending import LEFT_ALONE, disarm, explained, fail, finish_rollback
+from keikaku_snapshots.patches.ending import LEFT_ALONE, disarm, explained, fail, finish_rollback, policy
 from keikaku_snapshots.patches.estimate import FACTOR, LEAST_S, count_matching, estimate
 from keikaku_snapshots.patches.guards import check_guards
 from keikaku_snapshots.patches.lease import lock_keys
@@ -92,13 +92,13 @@ class Drive:
         try:
             with watch:
                 run = self._begin(worker, watch, asked)
+                if worker.execution.sub_state == "rolling_back":
+                    finish_rollback(worker, policy(worker.execution, settings), execution.error_message)
+                    return worker.execution
                 try:
                     armed = True
-                    if execution.sub_state == "rolling_back":
-                        finish_rollback(worker, settings.on_conflict, execution.error_message)
-                    else:
-                        run.go()
-                        disarm(worker)
+                    run.go()
+                    disarm(worker)
                 except StoppedError as stopped:
                     worker.record(sub_state=stopped.sub_state)
                 except LEFT_ALONE:
@@ -114,7 +114,7 @@ class Drive:
                     raise fail(worker, known, settings.on_conflict, armed=armed) from error
                 except BaseException:
                     # Ctrl-C: the batch was rolled back, and everything before it stays.
-                    worker.record(sub_state="paused")
+                    pause_interrupted(worker)
                     raise
             return worker.execution
         finally:
@@ -126,7 +126,7 @@ class Drive:
         try:
             with translated(self._around.url, f"preparing data patch {patch.name}"):
                 plan = make_plan(worker.control, patch, asked.parameters, settings.target_tables)
-                worker.lock(lock_keys(patch.name, plan.targets), take_over=resumes and self._is_stale(worker))
+                worker.lock(lock_keys(patch.name, plan.oids), take_over=resumes and self._is_stale(worker))
                 if watch.memory_bytes >= watch.memory_limit_bytes:
                     raise over_memory(watch.memory_bytes, watch.memory_limit_bytes)
                 if resumes:
@@ -178,6 +178,20 @@ class Drive:
             estimated_s=expected.seconds,
             target_tables=[target.name.text for target in plan.targets],
         )
+
+
+def pause_interrupted(worker: Worker) -> None:
+    """Record a run as paused that was interrupted in its work.
+
+    One that was interrupted before stays as it is, so that it is validated when it is resumed; one that is
+    over, or is being taken back, is never called paused.
+
+    Args:
+        worker: Of the run.
+    """
+    now = records.find(worker.control, worker.execution.execution_id)
+    if now.status == "running" and now.sub_state in {"batching", "verifying"}:
+        worker.record(sub_state="paused")
 
 
 def is_stale(connection: Connection, execution: Execution, lease_s: float) -> bool:

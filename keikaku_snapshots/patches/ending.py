@@ -17,6 +17,7 @@ from keikaku_snapshots.errors import (
     PatchFailedError,
     PatchRollbackError,
 )
+from keikaku_snapshots.patches import records
 from keikaku_snapshots.patches.points import reached
 from keikaku_snapshots.patches.reading import is_read_only_error
 from keikaku_snapshots.postgres.connect import is_transient, report_of, translate
@@ -24,7 +25,7 @@ from keikaku_snapshots.postgres.connect import is_transient, report_of, translat
 if TYPE_CHECKING:
     from keikaku_snapshots.patches.execution import Execution, SubState
     from keikaku_snapshots.patches.ports import RolledBack
-    from keikaku_snapshots.patches.settings import OnConflict
+    from keikaku_snapshots.patches.settings import OnConflict, PatchSettings
     from keikaku_snapshots.patches.worker import Worker
 
 _log = logging.getLogger("keikaku_snapshots.patches")
@@ -174,6 +175,55 @@ def finish_rollback(
             conflicts=done.conflicts,
         )
     return done
+
+
+def roll_back(worker: Worker, on_conflict: OnConflict, reason: str) -> None:
+    """Take back a run that somebody wants taken back, completed or not.
+
+    Where nothing could be taken back at all, the run is again what it was: a completed one that called
+    itself unfinished would be taken for one whose process has died.
+
+    Args:
+        worker: The run, locked.
+        on_conflict: What happens to rows that somebody else has changed since.
+        reason: Why.
+
+    Raises:
+        PatchRollbackError: Not everything could be taken back.
+        LeaseLostError: Another worker has taken the run over.
+    """
+    before = worker.execution
+    done = len(records.batches(worker.control, before.execution_id, "rollback"))
+    worker.record(
+        status="running",
+        sub_state="rolling_back",
+        error_message=reason,
+        findings=before.findings | {"on_conflict": on_conflict},
+    )
+    try:
+        finish_rollback(worker, on_conflict, reason)
+    except PatchRollbackError as error:
+        # Other causes, such as a lost connection, leave a rollback that goes on.
+        is_refused = isinstance(error.__cause__, PatchRollbackError)
+        if is_refused and len(records.batches(worker.control, before.execution_id, "rollback")) == done:
+            worker.record(
+                status=before.status,
+                sub_state=before.sub_state,
+                error_message=before.error_message,
+                findings=before.findings,
+            )
+        raise
+
+
+def policy(execution: Execution, settings: PatchSettings) -> OnConflict:
+    """Return what a rollback that goes on does with conflicts: what was wanted when it began.
+
+    Args:
+        execution: The run.
+        settings: What its patch does otherwise.
+    """
+    wanted: OnConflict | None = execution.findings.get("on_conflict")
+    return wanted if wanted is not None and execution.sub_state == "rolling_back" else settings.on_conflict
 
 
 def take_back(worker: Worker, on_conflict: OnConflict, tries: int = 5) -> RolledBack:

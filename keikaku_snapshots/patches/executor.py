@@ -9,12 +9,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from keikaku_snapshots.errors import PatchRefusedError, PatchRollbackError, UsageError
+from keikaku_snapshots.errors import PatchRefusedError, UsageError
 from keikaku_snapshots.patches import auditing, records
 from keikaku_snapshots.patches.backup_point import BackupPoint
 from keikaku_snapshots.patches.definition import RowPatch, SqlPatch, StepPatch
 from keikaku_snapshots.patches.drive import Asked, Drive, is_stale
-from keikaku_snapshots.patches.ending import finish_rollback
+from keikaku_snapshots.patches.ending import policy, roll_back
 from keikaku_snapshots.patches.guards import check_source
 from keikaku_snapshots.patches.lease import lock_keys
 from keikaku_snapshots.patches.parameters import HIDDEN, read_parameters
@@ -25,6 +25,7 @@ from keikaku_snapshots.patches.source import source_hash
 from keikaku_snapshots.patches.surroundings import Surroundings, utc_now
 from keikaku_snapshots.patches.targets import read_targets
 from keikaku_snapshots.patches.trial import Trial
+from keikaku_snapshots.patches.undo import undo_tables
 from keikaku_snapshots.patches.watchdog import Watchdog
 from keikaku_snapshots.patches.worker import Worker
 from keikaku_snapshots.postgres.connect import translated
@@ -283,12 +284,11 @@ class DataPatchExecutor:
         worker = Worker(self._around, execution, watch)
         who = actor or getpass.getuser()
         try:
-            targets = read_targets(worker.control, execution.target_tables)
-            worker.lock(lock_keys(execution.patch_name, targets), take_over=self._is_stale(worker))
+            keys = lock_keys(execution.patch_name, _target_oids(worker))
+            worker.lock(keys, take_over=self._is_stale(worker))
             reason = worker.execution.error_message or f"Rolled back by {who}."
             auditing.requested(self._around, worker.execution, "rollback", who)
-            worker.record(status="running", sub_state="rolling_back", error_message=reason)
-            self._finish_rollback(worker, execution, on_conflict or settings.on_conflict, reason)
+            roll_back(worker, on_conflict or policy(worker.execution, settings), reason)
             return worker.execution
         finally:
             worker.close()
@@ -301,19 +301,6 @@ class DataPatchExecutor:
         """
         with self._connection() as control:
             return reap(control, self, self._around.engine, lambda name: self._settings_of(name).on_crash)
-
-    def _finish_rollback(
-        self, worker: Worker, before: Execution, on_conflict: OnConflict, reason: str
-    ) -> None:
-        try:
-            finish_rollback(worker, on_conflict, reason)
-        except PatchRollbackError:
-            # All or nothing, and it was nothing: what had ended is as it was.
-            if on_conflict == "abort" and before.is_over and not worker.execution.is_over:
-                worker.record(
-                    status=before.status, sub_state=before.sub_state, error_message=before.error_message
-                )
-            raise
 
     def _is_stale(self, worker: Worker) -> bool:
         return is_stale(worker.control, worker.execution, self._around.engine.lease_s)
@@ -395,6 +382,14 @@ class DataPatchExecutor:
 
 def _kind(patch: Patch) -> str:
     return next(kind.__name__ for kind in (SqlPatch, RowPatch, StepPatch) if isinstance(patch, kind))
+
+
+def _target_oids(worker: Worker) -> list[int]:
+    """The tables of a run: what was kept of them knows them under whatever name they have now."""
+    known = undo_tables(worker.control, worker.execution.execution_id)
+    if known:
+        return [undo.table.oid for undo in known]
+    return [target.oid for target in read_targets(worker.control, worker.execution.target_tables)]
 
 
 def _mode(execution: Execution) -> Mode:

@@ -210,6 +210,40 @@ def _scanned_to(
     return tuple(row) if row else None
 
 
+_HIDDEN: Final = """
+SELECT a.attname::text, s.nspname::text FROM pg_catalog.pg_attribute a
+CROSS JOIN LATERAL (
+  WITH RECURSIVE below AS (
+    SELECT t.oid, t.typbasetype FROM pg_catalog.pg_type t WHERE t.oid = a.atttypid
+    UNION ALL
+    SELECT u.oid, u.typbasetype FROM below JOIN pg_catalog.pg_type u ON u.oid = below.typbasetype)
+  SELECT oid FROM below WHERE typbasetype = 0) b
+JOIN pg_catalog.pg_opclass c ON c.opcintype = b.oid AND c.opcdefault
+JOIN pg_catalog.pg_am m ON m.oid = c.opcmethod AND m.amname = 'btree'
+JOIN pg_catalog.pg_amop g ON g.amopfamily = c.opcfamily AND g.amopstrategy = 5
+  AND g.amoplefttype = b.oid AND g.amoprighttype = b.oid
+JOIN pg_catalog.pg_operator o ON o.oid = g.amopopr JOIN pg_catalog.pg_namespace s ON s.oid = o.oprnamespace
+WHERE a.attrelid = %s AND a.attname = ANY (%s) AND NOT pg_catalog.pg_operator_is_visible(o.oid)
+"""
+
+
+def hidden_orders(connection: Connection, table_oid: int, columns: Sequence[str]) -> list[tuple[str, str]]:
+    """Find columns that would be sorted in one way and compared in another one.
+
+    The operators of a type whose schema is not on the search path are not found by their names, such as
+    those of citext; "<=" then means another type's, and a range of keys would leave rows out.
+
+    Args:
+        connection: The database.
+        table_oid: The table.
+        columns: Columns of its key.
+
+    Returns:
+        Columns, each with the schema of its operators.
+    """
+    return [(row[0], row[1]) for row in connection.execute(_HIDDEN, [table_oid, list(columns)])]
+
+
 def key_values(keys: Sequence[Key], keyset: Keyset) -> tuple[sql.Composed, dict[str, Any]]:
     """Return ``unnest(…)`` of keys as a table of texts, and its values.
 

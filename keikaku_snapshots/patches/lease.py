@@ -14,10 +14,9 @@ from keikaku_snapshots.patches.records_schema import SCHEMA
 from keikaku_snapshots.postgres.connect import connect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from uuid import UUID
 
-    from keikaku_snapshots.patches.targets import Target
     from keikaku_snapshots.postgres.connect import Connection
     from keikaku_snapshots.postgres.url import DatabaseURL
 
@@ -26,15 +25,14 @@ _log = logging.getLogger("keikaku_snapshots.patches")
 APPLICATION: Final = "keikaku patch "
 
 
-def lock_keys(patch_name: str, targets: Sequence[Target]) -> list[int]:
+def lock_keys(patch_name: str, tables: Iterable[int]) -> list[int]:
     """Return the keys of the advisory locks of a run: its name first, then each of its tables.
 
     Args:
         patch_name: The patch.
-        targets: Its tables.
+        tables: Object ids of its tables.
     """
-    tables = sorted(target.oid for target in targets)
-    return [key_of(f"patch {patch_name}"), *(key_of(f"table {oid}") for oid in tables)]
+    return [key_of(f"patch {patch_name}"), *(key_of(f"table {oid}") for oid in sorted(tables))]
 
 
 def key_of(text: str) -> int:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from psycopg import sql
 
+from keikaku_snapshots.errors import PatchRefusedError
 from keikaku_snapshots.patches.definition import RowPatch, SqlPatch
-from keikaku_snapshots.patches.keyset import Keyset
-from keikaku_snapshots.patches.targets import check_targets, read_targets
+from keikaku_snapshots.patches.keyset import Keyset, hidden_orders
+from keikaku_snapshots.patches.targets import check_targets, read_name, read_targets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +35,11 @@ class Plan:
     keyset: Keyset | None
 
     @property
+    def oids(self) -> list[int]:
+        """Object ids of its tables."""
+        return [target.oid for target in self.targets]
+
+    @property
     def walked(self) -> Keyset:
         """How its own table is walked over."""
         assert self.keyset is not None
@@ -46,9 +52,13 @@ class Plan:
             name: As the patch names it.
 
         Returns:
-            The table; None when the patch has not declared it.
+            The table; None when the patch has not declared it, or several are called so.
         """
-        return next((target for target in self.targets if name in {target.name.text, target.name.name}), None)
+        exact = read_name(name)
+        found = [target for target in self.targets if target.name == exact]
+        # Without its schema, where it can be no other one.
+        found = found or [target for target in self.targets if target.name.name == name]
+        return found[0] if len(found) == 1 else None
 
 
 def make_plan(
@@ -74,6 +84,7 @@ def make_plan(
     check_targets(patch, targets)
     keyset = None
     if isinstance(patch, SqlPatch | RowPatch):
+        _check_order(connection, patch, targets[0])
         keyset = Keyset(
             table=targets[0].name.identifier,
             columns=patch.key,
@@ -82,3 +93,17 @@ def make_plan(
             values=parameters.values,
         )
     return Plan(patch, parameters, targets, keyset)
+
+
+def _check_order(connection: Connection, patch: SqlPatch | RowPatch, target: Target) -> None:
+    hidden = hidden_orders(connection, target.oid, patch.key)
+    if hidden:
+        raise PatchRefusedError(
+            f"the order of the key of {target.name} is not the one that its comparisons follow",
+            found="\n".join(
+                f"Column {column}: the operators of its type are in schema {schema}, not on the search path"
+                for column, schema in hidden
+            ),
+            hint=f"Add {hidden[0][1]} to the search_path of the role or database, or use another key.",
+            hint_ja=f"search_path に {hidden[0][1]} を追加するか、別のキーを使用してください。",
+        )

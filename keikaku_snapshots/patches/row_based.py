@@ -114,6 +114,8 @@ def transform(
     """
     keys = {id(row): key for key, row in rows}
     groups: dict[tuple[str, str, tuple[str, ...]], Group] = {}
+    updates: dict[Key, Group] = {}
+    deletes: set[Key] = set()
     rejects: list[tuple[Key, str]] = []
     for number, change in enumerate(patch.transform([row for _, row in rows], context)):
         if number % _CHECK_EVERY == 0:
@@ -125,16 +127,20 @@ def transform(
         if key is None:
             raise _wrong(patch, f"It yields {change!r}, which belongs to no row of the batch.")
         if isinstance(change, Update):
-            _update(_group(groups, "update", patch.table, change.values), key, change)
+            _update(groups, updates, patch.table, key, change.values)
         elif isinstance(change, Delete):
             _group(groups, "delete", patch.table, {}).places[key] = 0
+            deletes.add(key)
         elif isinstance(change, Reject):
             rejects.append((key, change.why))
         elif not isinstance(change, Skip):
             raise _wrong(patch, f"It yields {change!r}, which is no change.")
     check()
+    _check_once(patch, updates, deletes, {key for key, _ in rejects})
     for group in groups.values():
         _check_group(plan, patch, group)
+        if group.kind == "update" and len(group.places) < len(group.rows):
+            group.rows = [group.rows[place] for place in group.places.values()]
         group.keys = list(group.places)
     return Transformed([key for key, _ in rows], list(groups.values()), rejects)
 
@@ -149,13 +155,29 @@ def _group(
     return found
 
 
-def _update(group: Group, key: Key, change: Update) -> None:
-    values = list(change.values.values())
-    place = group.places.setdefault(key, len(group.rows))
-    if place == len(group.rows):
-        group.rows.append(values)
-    else:  # the row was updated before in this batch: the later one counts
-        group.rows[place] = values
+def _update(
+    groups: dict[tuple[str, str, tuple[str, ...]], Group],
+    updates: dict[Key, Group],
+    table: str,
+    key: Key,
+    values: dict[str, Any],
+) -> None:
+    before = updates.get(key)
+    if before is not None:  # the row was updated before in this batch: of each column the later value counts
+        values = dict(zip(before.columns, before.rows[before.places.pop(key)], strict=True)) | values
+    group = updates[key] = _group(groups, "update", table, values)
+    group.places[key] = len(group.rows)
+    group.rows.append(list(values.values()))
+
+
+def _check_once(patch: RowPatch, updates: dict[Key, Group], deletes: set[Key], rejects: set[Key]) -> None:
+    """Refuse answers that contradict each other, of which one would be lost without a word."""
+    twice = (updates.keys() & deletes) | (updates.keys() & rejects) | (deletes & rejects)
+    if twice:
+        key = ", ".join(min(twice))
+        raise _wrong(
+            patch, f"It says of the row {key} two of these: that it changes, is deleted, is rejected."
+        )
 
 
 def _check_group(plan: Plan, patch: RowPatch, group: Group) -> None:

@@ -82,23 +82,31 @@ SELECT c.oid::bigint, n.nspname::text, c.relname::text, c.relkind::text,
        AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL) u
    WHERE columns IS NOT NULL) AS unique_keys,
   (SELECT array_agg(DISTINCT t.tgname::text ORDER BY t.tgname::text) FROM pg_trigger t
-   WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgname NOT LIKE 'keikaku\\_%%')
+   WHERE t.tgrelid = ANY (m.oids) AND NOT t.tgisinternal AND t.tgenabled <> 'D'
+     AND t.tgname NOT LIKE 'keikaku\\_%%')
    AS triggers,
   (SELECT count(*) FROM pg_rewrite r WHERE r.ev_class = c.oid) AS rules,
   c.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid) AS has_children,
-  (SELECT jsonb_agg(jsonb_build_array(f.conname, f.conrelid::regclass::text, f.conrelid::bigint,
+  (SELECT jsonb_agg(jsonb_build_array(f.conname, f.conrelid::regclass::text,
+     coalesce(pg_partition_root(f.conrelid)::oid, f.conrelid)::bigint,
      (SELECT jsonb_agg(a.attname) FROM pg_attribute a
-      WHERE a.attrelid = c.oid AND a.attnum = ANY (f.confkey)),
+      WHERE a.attrelid = f.confrelid AND a.attnum = ANY (f.confkey)),
      f.confdeltype IN ('c', 'n', 'd'), f.confupdtype IN ('c', 'n', 'd')) ORDER BY f.conname)
-   FROM pg_constraint f WHERE f.confrelid = c.oid AND f.contype = 'f' AND f.conparentid = 0
+   FROM pg_constraint f WHERE f.confrelid = ANY (m.oids) AND f.contype = 'f'
+     AND f.conparentid = 0
      AND (f.confdeltype IN ('c', 'n', 'd') OR f.confupdtype IN ('c', 'n', 'd'))) AS cascades
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+-- A trigger, or a foreign key that refers to it, may belong to a single partition.
+CROSS JOIN LATERAL (SELECT array_agg(p.relid::oid) || c.oid AS oids FROM pg_partition_tree(c.oid) p) m
 WHERE (n.nspname, c.relname) IN (SELECT * FROM unnest(%s::text[], %s::text[]))
 """
 _COLUMNS = """
 SELECT a.attrelid::bigint, a.attname::text,
   pg_catalog.format_type(b.oid, -1),
-  CASE WHEN b.typcategory IN ('S', 'V') OR b.typmod = -1 THEN pg_catalog.format_type(b.oid, -1)
+  CASE WHEN b.typcategory IN ('S', 'V') OR b.typmod = -1
+       OR EXISTS (SELECT FROM pg_type e JOIN pg_type l ON l.typelem = e.oid
+                  WHERE l.oid = b.oid AND b.typcategory = 'A' AND e.typcategory IN ('S', 'V'))
+       THEN pg_catalog.format_type(b.oid, -1)
        ELSE pg_catalog.format_type(b.oid, b.typmod) END,
   b.oid IN ('json'::regtype, 'jsonb'::regtype), a.attnotnull, a.attgenerated <> ''
 FROM pg_attribute a

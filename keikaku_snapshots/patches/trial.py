@@ -109,7 +109,7 @@ class Trial:
             )
         plan = make_plan(worker.control, asked.patch, asked.parameters, asked.settings.target_tables)
         # A dry run disturbs nobody: its lock is its own, so that one can see whether it is alive.
-        keys = lock_keys(asked.patch.name, plan.targets) if rehearses else []
+        keys = lock_keys(asked.patch.name, plan.oids) if rehearses else []
         worker.lock([key_of(f"execution {worker.execution.execution_id}"), *keys])
         if watch.memory_bytes >= watch.memory_limit_bytes:
             raise over_memory(watch.memory_bytes, watch.memory_limit_bytes)
