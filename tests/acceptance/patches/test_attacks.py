@@ -132,7 +132,7 @@ def test_an_aborted_rollback_leaves_a_completed_run_completed(newest: Lab) -> No
     before = newest.checksum()
     executor = newest.executor(AddOne, engine=QUICK)
 
-    with pytest.raises(PatchRollbackError, match="could not be taken back"):
+    with pytest.raises(PatchRollbackError, match="nothing was taken back"):
         executor.rollback(done.execution_id, on_conflict="abort")
 
     assert state(newest) == ("completed", "done")
