@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from keikaku_snapshots.patches import undo, undo_check, undo_clean
+from keikaku_snapshots.patches import undo, undo_check, undo_clean, undo_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -88,7 +88,7 @@ class BackupPoint:
             connection: The database.
             execution_id: The execution.
         """
-        return undo.size_bytes(connection, execution_id)
+        return undo_size.size_bytes(connection, execution_id)
 
     def check_disk(self, connection: Connection, tables: Sequence[str], rows: int) -> int:
         """Refuse a run whose undo does not fit on the server's disk, where that is known.
@@ -101,7 +101,7 @@ class BackupPoint:
         Returns:
             The estimated size in bytes.
         """
-        return undo.check_disk(connection, tables, rows)
+        return undo_size.check_disk(connection, tables, rows)
 
     def roll_back(
         self,

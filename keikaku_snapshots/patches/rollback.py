@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -22,13 +22,10 @@ from keikaku_snapshots.patches.ports import RolledBack
 from keikaku_snapshots.patches.records import BatchRecord, lease_lost, log_batch
 from keikaku_snapshots.patches.records_schema import SCHEMA
 from keikaku_snapshots.patches.rollback_net import has_net, make_net
-from keikaku_snapshots.patches.rollback_sql import TableSql
+from keikaku_snapshots.patches.rollback_prepare import tables_to_roll_back
 from keikaku_snapshots.patches.rollback_table import BUSY, TAKEN, TableRollback, Tally
-from keikaku_snapshots.patches.undo import UndoTable, names_of, undo_tables
-from keikaku_snapshots.postgres import catalog
+from keikaku_snapshots.patches.undo import UndoTable, undo_tables
 from keikaku_snapshots.postgres.capture import STYLES
-from keikaku_snapshots.postgres.capture_owner import cascades
-from keikaku_snapshots.postgres.capture_tables import CapturedTable, captured_tables
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -116,39 +113,11 @@ class _Rollback:
 
     def prepare(self, known: tuple[UndoTable, ...], *, force: bool) -> None:
         """Read the catalog, and make the net effect of each log where this is not done yet."""
-        with self.connection.transaction():
-            present = {table.oid: table for table in captured_tables(self.connection, SCHEMA)}
-            references = cascades(self.connection, all_keys=True)
-            order = {name: place for place, name in enumerate(catalog.table_order(self.connection).tables)}
-            triggers = self._with_triggers()
-        names = names_of(self.execution.execution_id)
-        for undo in known:
-            table = _as_now(undo, present.get(undo.table.oid))
-            to_it = tuple(one for one in references if one.parent_oid == table.oid)
-            self.tables.append(
-                TableRollback(
-                    self.connection,
-                    self.execution.execution_id,
-                    undo.number,
-                    TableSql(names, table, to_it),
-                    force,
-                    bool(triggers & {member.oid for member in table.members}),
-                    len(present[table.oid].columns) > len(table.columns),
-                )
-            )
-        self.tables.sort(key=lambda one: order.get(one.sql.table.name, 0))
+        self.tables = tables_to_roll_back(self.connection, self.execution.execution_id, known, force=force)
         for one in self.tables:
-            if not has_net(self.connection, names, one.sql.table):
+            if not has_net(self.connection, one.sql.names, one.sql.table):
                 with self._transaction(by_index=False):
-                    make_net(self.connection, names, one.sql.table)
-
-    def _with_triggers(self) -> set[int]:
-        rows = self.connection.execute(
-            "SELECT DISTINCT tgrelid::bigint FROM pg_catalog.pg_trigger"
-            " WHERE NOT tgisinternal AND tgenabled IN ('O', 'A') AND NOT starts_with(tgname::text, %s)",
-            [SCHEMA],
-        ).fetchall()
-        return {row[0] for row in rows}
+                    make_net(self.connection, one.sql.names, one.sql.table)
 
     def batches(self) -> None:
         """Take everything back in batches."""
@@ -419,30 +388,3 @@ class _Report:
 def _shown(lines: list[str]) -> str:
     rest = len(lines) - _SHOWN
     return "\n".join([*lines[:_SHOWN], *([f"and {rest:,} more"] if rest > 0 else [])])
-
-
-def _as_now(undo: UndoTable, present: CapturedTable | None) -> CapturedTable:
-    """The table as it is called now, with the columns that were kept."""
-    kept = undo.table
-    if present is None:
-        raise PatchRollbackError("a table that the run changed is not there any more", found=kept.name.text)
-    by_kept = {column.kept: column for column in present.columns}
-    columns = []
-    for column in kept.columns:
-        now = by_kept.get(column.kept)
-        if now is None or (now.kept_type, now.cast) != (column.kept_type, column.cast):
-            raise PatchRollbackError(
-                "a column that the run kept was dropped or has another type since",
-                found=f"{kept.name.text}: {column.identifier}",
-            )
-        columns.append(now)
-    names = {old.identifier: new for old, new in zip(kept.columns, columns, strict=True)}
-    key = tuple(
-        part._replace(name=_bare(names[column.identifier].identifier))
-        for part, column in zip(kept.key, kept.key_columns(), strict=True)
-    )
-    return replace(present, number=undo.number, columns=tuple(columns), key=key, mode="images")
-
-
-def _bare(identifier: str) -> str:
-    return identifier[1:-1].replace('""', '"')
