@@ -217,6 +217,8 @@ def _rows_text(execution: Execution) -> str:
 
 
 def _worked_text(execution: Execution) -> str:
+    if execution.kind == "dry_run":
+        return duration(execution.active_s)
     rate = rate_a_second(execution)
     batches = "1 batch" if execution.batch_number == 1 else f"{execution.batch_number:,} batches"
     text = f"{duration(execution.active_s)}, {batches}"

@@ -10,6 +10,7 @@ import psycopg
 
 from keikaku_snapshots.errors import (
     ConnectError,
+    DataError,
     KeikakuError,
     LeaseLostError,
     MemoryLimitExceededError,
@@ -60,6 +61,16 @@ def explained(worker: Worker, error: BaseException) -> KeikakuError:
         state = report_of(error).sqlstate
         if state and state not in known.found:
             known.found = f"{known.found}\nSQLSTATE: {state}".lstrip()
+        if isinstance(known, DataError):
+            # Its own remedy is for generated rows.
+            known.hint = (
+                "Correct the patch, so that its values are allowed; "
+                f"`keikaku patch rehearse {execution.patch_name}` tries its first batches beforehand."
+            )
+            known.hint_ja = (
+                "許可される値になるようにパッチを修正してください。"
+                f"`keikaku patch rehearse {execution.patch_name}` で事前に確認できます。"
+            )
         return known
     if isinstance(error, KeikakuError):
         return error

@@ -131,7 +131,12 @@ class Trial:
         connection.execute("SET LOCAL enable_seqscan = off; SET LOCAL jit = off")
         found = dry_run.run(connection, settings.batch_size, self._tell)
         rejected = sum(found.reasons.values())
-        too_many_wrong(found.inconsistent, found.processed, settings.inconsistency_limit)
+        try:
+            too_many_wrong(found.inconsistent, found.processed, settings.inconsistency_limit)
+        except PatchFailedError as error:
+            lines = (f"{count:,} rejected: {why}" for why, count in found.reasons.most_common(5))
+            error.found = "\n".join([error.found, *lines])
+            raise
         undo_bytes = self._around.undo.check_disk(
             worker.control, [target.name.text for target in job.plan.targets], found.changed
         )

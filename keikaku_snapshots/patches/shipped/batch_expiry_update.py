@@ -30,7 +30,7 @@ class ExpiryDate(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     #: Batches whose last day is before this one have expired; today in Japan by default.
-    before: date = Field(default_factory=_today_in_tokyo)
+    before: date = Field(default_factory=_today_in_tokyo, description="the first day that is good")
 
 
 @data_patch("batch_expiry_update")

@@ -22,9 +22,23 @@ class PriceAdjustment(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     #: Percent, such as 8 or -2.5.
-    percent: Decimal = Field(default=Decimal(5), gt=-100, le=1000, max_digits=7, decimal_places=3)
+    percent: Decimal = Field(
+        default=Decimal(5),
+        gt=-100,
+        le=1000,
+        max_digits=7,
+        decimal_places=3,
+        description="8 is 8 percent more",
+    )
     #: Yen that are added afterwards.
-    amount: Decimal = Field(default=Decimal(0), ge=-1_000_000, le=1_000_000, max_digits=9, decimal_places=2)
+    amount: Decimal = Field(
+        default=Decimal(0),
+        ge=-1_000_000,
+        le=1_000_000,
+        max_digits=9,
+        decimal_places=2,
+        description="yen, added afterwards",
+    )
 
 
 @data_patch("inventory_price_adjustment")
