@@ -30,6 +30,8 @@ MODULES = (
 )
 _PACKAGE = "keikaku_snapshots"
 _WIDTH = 100
+#: The longest line that the formatter leaves alone.
+_LONGEST = 110
 _NAMES = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -78,6 +80,16 @@ _VALUES = "Values they take and return"
 def _anchor(heading: str) -> str:
     """The address that GitHub gives a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def _alias_lines(name: str, value: ast.expr) -> list[str]:
+    """An alias as the formatter would write it: a long Literal has a line for each of its values."""
+    whole = f"{name} = {_double_quoted(ast.unparse(value))}"
+    if len(whole) <= _LONGEST or not isinstance(value, ast.Subscript):
+        return [whole]
+    assert isinstance(value.slice, ast.Tuple)
+    parts = (_double_quoted(ast.unparse(part)) for part in value.slice.elts)
+    return [f"{name} = {ast.unparse(value.value)}[", *(f"    {part}," for part in parts), "]"]
 
 
 def _public(module: str) -> Iterator[Item]:
@@ -216,7 +228,7 @@ class _Writer:
         if isinstance(item.value, ast.expr):
             module = importlib.import_module(item.home)
             said = comments(inspect.getsource(module)).get(item.name, "")
-            lines += ["```py", f"{item.name} = {_double_quoted(ast.unparse(item.value))}", "```", ""]
+            lines += ["```py", *_alias_lines(item.name, item.value), "```", ""]
             return lines + ([self._inline(said), ""] if said else [])
         if not inspect.isclass(item.value):
             return lines + self._function(item.value, item.name, "")

@@ -2,8 +2,6 @@
 
 ::
 
-    from keikaku_snapshots.patches import SqlPatch, data_patch
-
     @data_patch("round_prices")
     class RoundPrices(SqlPatch):
         table, key = "public.inventories", ("id",)
