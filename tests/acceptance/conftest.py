@@ -39,6 +39,8 @@ def command(
     monkeypatch.setattr("signal.signal", lambda *_: None)
     for name, value in _variables(database).items():
         monkeypatch.setenv(name, value)
+    # The key of the audit log of patches is made there, and not in the home of who runs the tests.
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / ".config"))
 
     def call(*arguments: str) -> tuple[int, str, str]:
         capsys.readouterr()
