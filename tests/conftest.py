@@ -39,6 +39,17 @@ hypothesis.settings.register_profile("keikaku", deadline=None)
 hypothesis.settings.load_profile("keikaku")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a person choose the server of the tests that need only one."""
+    parser.addoption(
+        "--server-major",
+        type=int,
+        choices=servers.MAJORS,
+        default=max(servers.MAJORS),
+        help="PostgreSQL of the tests that do not take each version in turn; the newest by default",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Scrub the environment and take the servers' directory from the process that began the run."""
     workers = getattr(config, "workerinput", {})
@@ -131,8 +142,8 @@ def _server(config: pytest.Config, major: int) -> servers.Server:
 
 @pytest.fixture(scope="session")
 def server(pytestconfig: pytest.Config) -> servers.Server:
-    """The newest server."""
-    return _server(pytestconfig, max(servers.MAJORS))
+    """The newest server, or that of ``--server-major``."""
+    return _server(pytestconfig, pytestconfig.getoption("server_major"))
 
 
 @pytest.fixture(scope="session", params=servers.MAJORS, ids=lambda major: f"pg{major}")
@@ -143,11 +154,12 @@ def each_server(request: pytest.FixtureRequest) -> servers.Server:
 
 @pytest.fixture(scope="session")
 def own_server(pytestconfig: pytest.Config) -> Iterator[servers.Server]:
-    """A newest server for this worker alone: all who use a server share its templates and push them out."""
-    if max(servers.MAJORS) not in servers.programs():
-        _server(pytestconfig, max(servers.MAJORS))  # fails or skips with the reason
+    """A server for this worker alone: all who use a server share its templates and push them out."""
+    major = pytestconfig.getoption("server_major")
+    if major not in servers.programs():
+        _server(pytestconfig, major)  # fails or skips with the reason
     directory = servers.make_base_directory()
-    yield servers.start(directory, max(servers.MAJORS))
+    yield servers.start(directory, major)
     servers.remove(directory)
 
 

@@ -125,12 +125,17 @@ class Worker:
             try:
                 take_locks(self.work, self._keys)
             except LockBusyError as error:
-                ours = error.details.get("holder") == str(self.execution.execution_id)
-                if not ours or time.monotonic() > deadline:
+                holder = error.details.get("holder")
+                # A session that ends is no longer shown a moment before its locks are free.
+                is_ending = not holder
+                ours = holder == str(self.execution.execution_id)
+                if not (ours or is_ending) or time.monotonic() > deadline:
                     raise
-                # It may be a session of the worker that has taken the run over from us.
-                records.check_lease(self.control, self.execution)
-                self.work.execute("SELECT pg_catalog.pg_terminate_backend(%s)", [error.details["holder_pid"]])
+                if ours:
+                    # It may be a session of the worker that has taken the run over from us.
+                    records.check_lease(self.control, self.execution)
+                    pid = error.details["holder_pid"]
+                    self.work.execute("SELECT pg_catalog.pg_terminate_backend(%s)", [pid])
                 time.sleep(0.05)
             else:
                 return

@@ -23,7 +23,7 @@ from keikaku_snapshots.errors import (
     PatchRefusedError,
     PatchRollbackError,
 )
-from keikaku_snapshots.patches import undo_clean
+from keikaku_snapshots.patches import lease, undo_clean, worker
 from keikaku_snapshots.patches.backup_point import BackupPoint
 from keikaku_snapshots.patches.changes import Update
 from keikaku_snapshots.patches.definition import RowPatch, SqlPatch, data_patch
@@ -36,7 +36,7 @@ from tests.servers import connect
 from tests.waiting import until, until_somebody_waits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from uuid import UUID
 
     from keikaku_snapshots.patches.changes import Change, Row
@@ -373,6 +373,35 @@ def test_18_the_one_commit_of_a_run_in_one_transaction_may_be_lost_too(newest: L
     assert (done.status, done.processed_records) == ("completed", 200)
     assert _sums(newest) == (200, 0)
     assert newest.leftovers() == []
+
+
+def test_18_an_old_session_that_is_just_ending_is_waited_for(
+    newest: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server shows it no longer, but its locks are not free yet."""
+    newest.items(200)
+    asked: list[int] = []
+    really = lease.take_locks
+
+    def take(connection: Connection, keys: Sequence[int]) -> None:
+        asked.append(len(keys))
+        if len(asked) == 2:
+            raise lease._busy((1, ""), same_patch=True)
+        really(connection, keys)
+
+    monkeypatch.setattr(worker, "take_locks", take)
+    armed = threading.Event()
+    ends = visit(lambda point: armed.set() if point == "before_commit" else None)
+    with Proxy(
+        newest.url,
+        lambda chunk, _sent: "deliver-then-cut" if armed.is_set() and b"COMMIT\0" in chunk else "pass",
+    ) as proxy:
+        try:
+            done = newest.executor(AddOne, url=proxy.url, batch_size=200).execute("add_one", dry_run=False)
+        finally:
+            ends()
+    assert (proxy.cuts, len(asked)) == (1, 3)
+    assert (done.status, done.processed_records) == ("completed", 200)
 
 
 def test_19_a_stopped_worker_cannot_commit_after_another_took_over(lab: Lab) -> None:
