@@ -63,6 +63,15 @@ class BackupPoint:
 
         return guarded(connection, execution_id, tables)
 
+    def confirm(self, connection: Connection, execution_id: UUID) -> None:
+        """Raise, before COMMIT, when what the present transaction has written may not have been kept.
+
+        Args:
+            connection: In the transaction, after its work.
+            execution_id: The execution.
+        """
+        undo_check.confirm(connection, execution_id)
+
     def disarm(self, connection: Connection, execution_id: UUID) -> None:
         """Drop triggers and functions; the undo itself stays.
 

@@ -147,6 +147,8 @@ class BatchLoop:
         """
         execution = self._worker.execution
         counts = result.counts
+        if counts.changed or result.cursor is None:
+            self._worker.around.undo.confirm(connection, execution.execution_id)
         self._write_keys(connection, execution, result)
         self._advanced = records.advance(
             connection,

@@ -48,6 +48,9 @@ class Undo(Protocol):
     ) -> AbstractContextManager[None]:
         """Watch over a step of own SQL: what must not be done there raises inside the transaction."""
 
+    def confirm(self, connection: Connection, execution_id: UUID) -> None:
+        """Raise, before COMMIT, when what the present transaction has written may not have been kept."""
+
     def disarm(self, connection: Connection, execution_id: UUID) -> None:
         """Drop triggers and functions; the undo itself stays."""
 

@@ -65,6 +65,7 @@ def run_single(worker: Worker, job: Job, loop: BatchLoop, final: Callable[[], di
             loop.count(connection, result)
         loop.check_ratio(at_end=True)
         _verify(worker, job)
+        worker.around.undo.confirm(connection, worker.execution.execution_id)
         worker.record_in(connection, event="completed", **final())
     except (psycopg.Error, OverLimitError) as error:
         _roll_back(connection)

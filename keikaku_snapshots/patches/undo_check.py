@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from keikaku_snapshots.errors import PatchRefusedError
+from keikaku_snapshots.patches.records_schema import SCHEMA
 from keikaku_snapshots.patches.undo import is_armed, names_of, switch, undo_tables
 from keikaku_snapshots.patches.undo_image import SAME, kept_image, restored_image, row_image
 from keikaku_snapshots.postgres.capture import STYLES
@@ -14,7 +15,8 @@ from keikaku_snapshots.postgres.capture_net import match
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from keikaku_snapshots.patches.undo import UndoTable
+    from keikaku_snapshots.patches.records_schema import SCHEMA
+from keikaku_snapshots.patches.undo import UndoTable
     from keikaku_snapshots.postgres.capture import CaptureNames
     from keikaku_snapshots.postgres.connect import Connection
 
@@ -51,6 +53,51 @@ def check(connection: Connection, execution_id: UUID) -> None:
             written = _write_to_itself(connection, undo)
             if _kept(connection, names, undo) != 2 * written or _differing(connection, names, undo):
                 raise _refused("a change was not kept exactly", undo.table.name.text)
+
+
+_NOT_ARMED = f"""
+SELECT u.table_name FROM {SCHEMA}.undo u CROSS JOIN LATERAL (SELECT u.description::jsonb AS d) j
+CROSS JOIN LATERAL (
+  SELECT CASE WHEN (j.d->>'is_inherited')::boolean THEN %(by_row)s::text[] ELSE %(by_statement)s::text[] END AS names) w
+WHERE u.execution_id = %(id)s AND (
+  to_regclass(format('%%I.%%I', j.d->'name'->>'schema', j.d->'name'->>'name'))::oid
+    IS DISTINCT FROM (j.d->>'oid')::oid
+  OR EXISTS (
+    SELECT FROM jsonb_array_elements(j.d->'members') m
+    JOIN pg_catalog.pg_class c ON c.oid = (m->>'oid')::oid CROSS JOIN unnest(w.names) n(name)
+    WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t
+                      WHERE t.tgrelid = c.oid AND t.tgname = n.name AND t.tgenabled = 'A')))
+ORDER BY u.number
+"""
+
+
+def confirm(connection: Connection, execution_id: UUID) -> None:
+    """Look at the end of a batch's transaction whether its changes were kept.
+
+    Between two batches anybody may switch triggers off or put another table in the place of a target.
+    Within a batch nobody can: what it has written holds locks that keep both out.
+
+    Args:
+        connection: In the transaction, after its work.
+        execution_id: The execution, armed.
+
+    Raises:
+        PatchRefusedError: The transaction must not be committed.
+    """
+    names = names_of(execution_id)
+    wanted = {
+        kind: [names.trigger(what) for what in (*whats, "write_truncate")]
+        for kind, whats in (("by_row", ("row",)), ("by_statement", ("insert", "update", "delete")))
+    }
+    rows = connection.execute(_NOT_ARMED, {"id": execution_id, **wanted}).fetchall()
+    if rows:
+        raise PatchRefusedError(
+            "changes of the last batch would not have been kept, so it was not committed",
+            found="Since the run began, triggers of the backup point were switched off or dropped, or another"
+            f" table was put in this one's place: {', '.join(row[0] for row in rows)}",
+            hint="Find out who changed the table; run the patch again when nobody does.",
+            hint_ja="テーブルを変更したセッションを確認し、変更がない状態でパッチを再実行してください。",
+        )
 
 
 def _refused(what: str, table: str) -> PatchRefusedError:
