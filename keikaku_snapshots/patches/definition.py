@@ -22,6 +22,8 @@ Acknowledgement: TypeAlias = Literal["triggers", "cascades"]
 Step: TypeAlias = "tuple[str, Callable[[StepContext], None]]"
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
+#: What may follow a percent sign in SQL with parameters.
+_PERCENT = re.compile(r"%%|%\([^)]*\)[sbt]")
 _PatchClass = TypeVar("_PatchClass", bound="type[Patch]")
 
 
@@ -195,6 +197,27 @@ def _problems(patch_class: type[Patch]) -> Iterable[str]:
         changed: Iterable[str] = patch_class.set
     else:
         changed = patch_class.writes
+    yield from _percent_problems(patch_class)
     for column in changed:
         if column in patch_class.key:
             yield f"It changes the key column {column!r}; then no row could be followed."
+
+
+def _percent_problems(patch_class: type[SqlPatch | RowPatch]) -> Iterable[str]:
+    yield from lone_percent("where", patch_class.where)
+    if issubclass(patch_class, SqlPatch):
+        for column, text in patch_class.set.items():
+            yield from lone_percent(f"set[{column!r}]", text)
+
+
+def lone_percent(name: str, text: str) -> Iterable[str]:
+    """Say that an SQL text has a percent sign that is no parameter and not doubled.
+
+    Such as in ``LIKE '%test'``: the driver would take ``%t`` for a parameter, and no row would ever match.
+
+    Args:
+        name: What the text is.
+        text: SQL.
+    """
+    if "%" in _PERCENT.sub("", text):
+        yield f"{name} has a percent sign that is no %(parameter)s; as a character it is written %%."

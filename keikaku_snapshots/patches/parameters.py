@@ -33,6 +33,24 @@ class Parameters:
     #: SHA-256 of all that is no secret.
     hash: str
 
+    def without_secrets(self, what: Any) -> Any:
+        """Return texts, and lists and dictionaries of texts, with every secret masked.
+
+        Args:
+            what: What is to be stored or shown, such as the server's plan, which quotes parameters.
+        """
+        if isinstance(what, dict):
+            return {name: self.without_secrets(value) for name, value in what.items()}
+        if isinstance(what, list):
+            return [self.without_secrets(value) for value in what]
+        if isinstance(what, str):
+            for name, value in self.values.items():
+                if self.shown[name] == HIDDEN and str(value):
+                    # The second form is the one within quotes of SQL.
+                    for text in (str(value), str(value).replace("'", "''")):
+                        what = what.replace(text, HIDDEN)
+        return what
+
 
 def read_parameters(patch: Patch, given: Mapping[str, Any] | None) -> Parameters:
     """Check the parameters of a patch and fill in its defaults.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from keikaku_snapshots.errors import PatchDefinitionError, PatchRefusedError
-from keikaku_snapshots.patches.definition import Patch, RowPatch, SqlPatch
+from keikaku_snapshots.patches.definition import Patch, RowPatch, SqlPatch, lone_percent
 from keikaku_snapshots.postgres.tables import TableName
 
 if TYPE_CHECKING:
@@ -217,6 +217,8 @@ def _misfits(patch: SqlPatch | RowPatch, target: Target) -> Iterator[str]:
             yield f"Column {column} is generated and cannot be written."
         elif column in changed and column in target.primary_key:
             yield f"Column {column} belongs to the primary key; then no row could be followed."
+    # With parameters it may be made when it is asked for, so it is not known before.
+    yield from lone_percent("verify_batch", patch.verify_batch())
     if target.primary_key and patch.key not in target.unique_keys:
         keys = " or ".join(f"({', '.join(key)})" for key in target.unique_keys)
         yield f"Its key must be the columns of a unique index without NULLs, in that order: {keys}"

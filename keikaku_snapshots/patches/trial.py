@@ -150,8 +150,8 @@ class Trial:
             "estimated_s": found.estimated_s,
             "findings": worker.execution.findings
             | {
-                "sample": found.sample,
-                "plan": found.plan,
+                "sample": job.plan.parameters.without_secrets(found.sample),
+                "plan": job.plan.parameters.without_secrets(found.plan),
                 "undo_bytes": undo_bytes,
                 "reasons": dict(found.reasons.most_common(20)),
             },

@@ -15,8 +15,7 @@ from keikaku_snapshots.postgres.capture_net import match
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from keikaku_snapshots.patches.records_schema import SCHEMA
-from keikaku_snapshots.patches.undo import UndoTable
+    from keikaku_snapshots.patches.undo import UndoTable
     from keikaku_snapshots.postgres.capture import CaptureNames
     from keikaku_snapshots.postgres.connect import Connection
 
@@ -58,7 +57,8 @@ def check(connection: Connection, execution_id: UUID) -> None:
 _NOT_ARMED = f"""
 SELECT u.table_name FROM {SCHEMA}.undo u CROSS JOIN LATERAL (SELECT u.description::jsonb AS d) j
 CROSS JOIN LATERAL (
-  SELECT CASE WHEN (j.d->>'is_inherited')::boolean THEN %(by_row)s::text[] ELSE %(by_statement)s::text[] END AS names) w
+  SELECT CASE WHEN (j.d->>'is_inherited')::boolean THEN %(by_row)s::text[]
+              ELSE %(by_statement)s::text[] END AS names) w
 WHERE u.execution_id = %(id)s AND (
   to_regclass(format('%%I.%%I', j.d->'name'->>'schema', j.d->'name'->>'name'))::oid
     IS DISTINCT FROM (j.d->>'oid')::oid

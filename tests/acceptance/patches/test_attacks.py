@@ -8,8 +8,15 @@ import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
+from pydantic import BaseModel, SecretStr
 
-from keikaku_snapshots.errors import KeikakuError, PatchFailedError, PatchRefusedError, PatchRollbackError
+from keikaku_snapshots.errors import (
+    KeikakuError,
+    PatchDefinitionError,
+    PatchFailedError,
+    PatchRefusedError,
+    PatchRollbackError,
+)
 from keikaku_snapshots.patches import drive, ending, undo_clean
 from keikaku_snapshots.patches.changes import Delete, Insert, Reject, Update
 from keikaku_snapshots.patches.definition import RowPatch, SqlPatch, data_patch
@@ -320,3 +327,85 @@ def test_a_key_whose_operators_are_out_of_sight_is_refused(lab: Lab, patch: type
         assert run(lab, patch, batch_size=7).changed_records == 100
     finally:
         lab.run(f"ALTER DATABASE {lab.url.database} RESET search_path")
+
+
+@pytest.mark.parametrize("patch", [AddOne, AddOneByRow])
+@pytest.mark.parametrize(
+    "ddl",
+    [
+        "ALTER TABLE item DISABLE TRIGGER ALL",
+        "ALTER TABLE item RENAME TO old_item; CREATE TABLE item (LIKE old_item INCLUDING ALL); INSERT INTO item SELECT * FROM old_item",
+    ],
+    ids=["triggers", "table"],
+)
+def test_a_batch_whose_changes_would_not_be_kept_is_not_committed(
+    lab: Lab, patch: type[Patch], ddl: str
+) -> None:
+    """A loader that switched all triggers off in mid-run made a rollback leave rows, and call itself whole."""
+    lab.items(30)
+    before = lab.checksum()
+
+    def progress(execution: Execution) -> None:
+        if execution.batch_number == 1:
+            lab.run(ddl)
+
+    executor = lab.executor(patch, batch_size=10, adaptive=False)
+    with pytest.raises(PatchFailedError, match="would not have been kept") as caught:
+        executor.execute(patch.name, dry_run=False, progress=progress)
+
+    assert "Rows taken back: 10" in caught.value.found
+    assert lab.checksum("public.old_item" if "old_item" in ddl else "public.item") == before
+    assert state(lab) == ("failed", "rolled_back")
+    assert lab.leftovers() == []
+
+
+class Secret(BaseModel):
+    """A parameter that nobody may see."""
+
+    token: SecretStr
+
+
+def test_a_secret_is_not_in_the_plan_and_the_sample_of_a_dry_run(newest: Lab) -> None:
+    """The server quotes parameters in EXPLAIN, and a changed column may hold one."""
+    newest.items(30)
+    patch = by_sql(params=Secret, where="name <> %(token)s", set={"name": "%(token)s || id"})
+
+    newest.executor(patch).execute("by_sql", params={"token": "S3cret'Canary"})
+
+    stored = str(newest.rows("SELECT e::text FROM keikaku_patches.execution e"))
+    assert "Canary" not in stored
+    assert "item 1" in stored
+
+
+@pytest.mark.parametrize("text", ["name LIKE '%test'", "name LIKE '%box'", "name LIKE '%s'", "id % 2 = 0"])
+def test_a_percent_sign_that_is_not_doubled_is_refused(newest: Lab, text: str) -> None:
+    """``%t`` was taken for a parameter: the condition met no row, and the run was completed."""
+    newest.items(3)
+
+    with pytest.raises(PatchDefinitionError, match="declared wrongly"):
+        by_sql(where=text)
+    with pytest.raises(PatchDefinitionError, match="declared wrongly"):
+        by_sql(set={"name": f"CASE WHEN {text} THEN 'a' ELSE 'b' END"})
+    with pytest.raises(PatchDefinitionError, match="does not fit"):
+        run(newest, by_sql(verify_batch=lambda _: text))
+    assert run(newest, by_sql(where="name LIKE '%%2' AND id %% 2 = 0")).changed_records == 1
+
+
+def test_unique_values_that_are_exchanged_within_a_batch_come_back(newest: Lab) -> None:
+    """A deferred constraint allows it, forwards and backwards; where it falls between two batches it fails whole."""
+    newest.run(
+        "CREATE TABLE item (id int PRIMARY KEY, qty int UNIQUE DEFERRABLE INITIALLY DEFERRED);"
+        "INSERT INTO item SELECT i, i FROM generate_series(1, 40) i"
+    )
+    before = newest.checksum()
+    patch = by_sql(set={"qty": "CASE WHEN mod(id, 2) = 0 THEN qty - 1 ELSE qty + 1 END"})
+
+    done = run(newest, patch, batch_size=10)
+    assert done.changed_records == 40
+    newest.executor(patch).rollback(done.execution_id)
+    assert newest.checksum() == before
+    with pytest.raises(PatchFailedError, match="unique"):
+        run(newest, patch, batch_size=5, adaptive=False)
+
+    assert newest.checksum() == before
+    assert newest.leftovers() == []
