@@ -15,7 +15,7 @@ from tests.servers import connect
 
 if TYPE_CHECKING:
     from keikaku_snapshots.postgres.url import DatabaseURL
-    from tests.conftest import MakeDatabase
+    from tests.conftest import FreshServer, MakeDatabase
     from tests.servers import Server
 
 STYLED = """
@@ -54,25 +54,32 @@ def test_a_rewritten_column_is_noticed(shared_database: DatabaseURL) -> None:
             manager.rewind()
 
 
-def test_truncate_of_a_transaction_that_sees_the_past(shared_database: DatabaseURL) -> None:
-    """TRUNCATE takes rows away that its own snapshot does not see; what could not be kept is noticed."""
+def test_truncate_of_a_transaction_that_sees_the_past(
+    fresh_server: FreshServer, make_database: MakeDatabase
+) -> None:
+    """TRUNCATE takes rows away that its own snapshot does not see; what could not be kept is noticed.
+
+    On a server where nobody else is at work: any commit in between, in whatever database, is one that the
+    transaction may not see.
+    """
+    database = make_database(fresh_server())
     run(
-        shared_database,
+        database,
         "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a'), (2, 'b')",
     )
-    before = state(shared_database)
-    with SnapshotManager(shared_database) as manager:
+    before = state(database)
+    with SnapshotManager(database) as manager:
         manager.checkpoint()
         run(
-            shared_database,
+            database,
             "BEGIN ISOLATION LEVEL REPEATABLE READ; DELETE FROM t WHERE id = 2; TRUNCATE t; COMMIT",
         )
         manager.rewind()
-        assert state(shared_database) == before
-        with connect(shared_database) as past:
+        assert state(database) == before
+        with connect(database) as past:
             past.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
             past.execute("SELECT * FROM t")
-            run(shared_database, "DELETE FROM t WHERE id = 1")
+            run(database, "DELETE FROM t WHERE id = 1")
             past.execute("TRUNCATE t")
             past.execute("COMMIT")
         with pytest.raises(SchemaDriftError, match="could not be kept"):
