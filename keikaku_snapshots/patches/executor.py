@@ -17,7 +17,7 @@ from keikaku_snapshots.patches.drive import Asked, Drive, is_stale
 from keikaku_snapshots.patches.ending import policy, roll_back
 from keikaku_snapshots.patches.guards import check_source
 from keikaku_snapshots.patches.lease import lock_keys
-from keikaku_snapshots.patches.parameters import HIDDEN, read_parameters
+from keikaku_snapshots.patches.parameters import HIDDEN, check_secrets, read_parameters
 from keikaku_snapshots.patches.reap import reap
 from keikaku_snapshots.patches.registry import DataPatchRegistry
 from keikaku_snapshots.patches.settings import EngineSettings, PatchSettings
@@ -140,7 +140,8 @@ class DataPatchExecutor:
         parameters = read_parameters(patch, {**settings.parameters, **(params or {})})
         asked = Asked(patch=patch, parameters=parameters, settings=settings, progress=progress, again=again)
         kind: Kind = "dry_run" if dry_run else "run"
-        execution = self._insert(asked, kind, actor, outside_window_reason=outside_window)
+        findings = {"kind": _kind(patch), "secrets": parameters.secrets_among(params or {})}
+        execution = self._insert(asked, kind, actor, outside_window_reason=outside_window, findings=findings)
         if dry_run:
             return Trial(self._around, asked, execution, self._stop).run()
         return self._drive.run(asked, execution)
@@ -217,6 +218,7 @@ class DataPatchExecutor:
         check_source(patch, execution)
         settings = replace(self._settings_of(patch.name), mode=_mode(execution))
         given = {name: value for name, value in execution.parameters.items() if value != HIDDEN}
+        check_secrets(execution, params or {})
         parameters = read_parameters(patch, {**settings.parameters, **given, **(params or {})})
         if parameters.hash != execution.parameters_hash:
             raise UsageError("a run is resumed with the parameters that it began with")

@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING, Any, Final
 from keikaku_snapshots.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from pydantic import BaseModel
 
     from keikaku_snapshots.patches.definition import Patch
+    from keikaku_snapshots.patches.execution import Execution
 
 #: What is shown and stored in place of a secret.
 HIDDEN: Final = "***"
+
+#: What pydantic writes in place of a secret.
+_MASK: Final = "**********"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,14 @@ class Parameters:
     shown: dict[str, Any]
     #: SHA-256 of all that is no secret.
     hash: str
+
+    def secrets_among(self, given: Iterable[str]) -> list[str]:
+        """Return which of these names are those of secrets.
+
+        Args:
+            given: Names of parameters.
+        """
+        return sorted(name for name in given if self.shown.get(name) == HIDDEN)
 
     def without_secrets(self, what: Any) -> Any:
         """Return texts, and lists and dictionaries of texts, with every secret masked.
@@ -91,6 +103,26 @@ def read_parameters(patch: Patch, given: Mapping[str, Any] | None) -> Parameters
     return _parameters(model, plain, model.model_dump(mode="json"))
 
 
+def check_secrets(execution: Execution, given: Mapping[str, Any]) -> None:
+    """Refuse to go on without secrets that a run began with; a default in their place would be another value.
+
+    Args:
+        execution: The run, which knows the names of the secrets that it was given.
+        given: What it is resumed with.
+
+    Raises:
+        UsageError: One is missing.
+    """
+    missing = [name for name in execution.findings.get("secrets", []) if name not in given]
+    if missing:
+        raise UsageError(
+            f"data patch {execution.patch_name} is resumed with the secrets that it began with",
+            found=f"Not given: {', '.join(missing)}; secrets are not stored",
+            hint="Give them again, with the same values: --param name=value.",
+            hint_ja="同じ値をもう一度指定してください(--param name=value)。",
+        )
+
+
 def _known(model: type[BaseModel]) -> set[str]:
     fields = model.model_fields
     return set(fields) | {field.alias for field in fields.values() if field.alias}
@@ -108,8 +140,10 @@ def _wrong(patch: Patch, problems: list[str]) -> UsageError:
 def _parameters(model: BaseModel | None, plain: dict[str, Any], as_json: dict[str, Any]) -> Parameters:
     values, shown, hashed = {}, {}, {}
     for name, value in plain.items():
-        is_secret = hasattr(value, "get_secret_value")
-        values[name] = value.get_secret_value() if is_secret else value
+        is_plain = not hasattr(value, "get_secret_value")
+        values[name] = value if is_plain else value.get_secret_value()
+        # A model or list may hold a secret further down.
+        is_secret = not is_plain or _MASK in json.dumps(as_json[name])
         shown[name] = HIDDEN if is_secret else as_json[name]
         if not is_secret:
             hashed[name] = as_json[name]

@@ -16,6 +16,7 @@ from keikaku_snapshots.errors import (
     PatchFailedError,
     PatchRefusedError,
     PatchRollbackError,
+    UsageError,
 )
 from keikaku_snapshots.patches import drive, ending, undo_clean
 from keikaku_snapshots.patches.changes import Delete, Insert, Reject, Update
@@ -409,3 +410,31 @@ def test_unique_values_that_are_exchanged_within_a_batch_come_back(newest: Lab) 
 
     assert newest.checksum() == before
     assert newest.leftovers() == []
+
+
+class OptionalSecret(BaseModel):
+    """A secret with a default, and one further down."""
+
+    token: SecretStr = SecretStr("default")
+    inner: list[SecretStr] = []
+
+
+def test_a_run_is_not_resumed_with_the_default_of_a_secret_that_it_was_given(newest: Lab) -> None:
+    """Secrets are not stored, so half of the rows would get another value without a word."""
+    newest.items(30)
+    patch = by_sql(params=OptionalSecret, set={"name": "%(token)s"})
+    executor = newest.executor(patch, batch_size=10, adaptive=False)
+    secrets: dict[str, Any] = {"token": "S3cret", "inner": ["S4cret"]}
+    paused = executor.execute(
+        "by_sql", dry_run=False, params=secrets, progress=lambda _: executor.request_stop()
+    )
+    assert paused.parameters == {"token": "***", "inner": "***"}
+
+    executor = newest.executor(patch)
+    with pytest.raises(UsageError, match="with the secrets that it began with") as caught:
+        executor.resume(paused.execution_id)
+    assert "Not given: inner, token" in caught.value.found
+    executor.resume(paused.execution_id, params=secrets)
+
+    assert newest.rows("SELECT DISTINCT name FROM item") == [("S3cret",)]
+    assert "S3cret" not in str(newest.rows("SELECT e::text FROM keikaku_patches.execution e"))
