@@ -32,7 +32,8 @@ FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_class c ON c.oid = l.relation
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE l.locktype = 'relation' AND l.pid = pg_catalog.pg_backend_pid() AND l.mode = 'RowExclusiveLock'
   AND c.relkind IN ('r', 'p', 'f') AND c.relpersistence <> 't' AND c.oid <> ALL (%s::oid[])
-  AND n.nspname <> '{SCHEMA}' AND (n.nspname !~ '^(pg_|information_schema$)' OR c.oid = 2613)
+  AND n.nspname NOT IN ('{SCHEMA}', 'keikaku_rewind')
+  AND (n.nspname !~ '^(pg_|information_schema$)' OR c.oid = 2613)
 UNION SELECT 'large objects' FROM pg_catalog.pg_largeobject_metadata
 WHERE xmin = pg_catalog.pg_current_xact_id()::xid
 ORDER BY 1

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 from pydantic import BaseModel, SecretStr
 
+from keikaku_snapshots import SnapshotManager
 from keikaku_snapshots.errors import (
     KeikakuError,
     PatchDefinitionError,
@@ -20,7 +21,7 @@ from keikaku_snapshots.errors import (
 )
 from keikaku_snapshots.patches import drive, ending, undo_clean
 from keikaku_snapshots.patches.changes import Delete, Insert, Reject, Update
-from keikaku_snapshots.patches.definition import RowPatch, SqlPatch, data_patch
+from keikaku_snapshots.patches.definition import RowPatch, SqlPatch, StepPatch, data_patch
 from keikaku_snapshots.patches.settings import EngineSettings
 from tests.patch_samples import AddOne, AddOneByRow
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from keikaku_snapshots.patches.changes import Change, Row
-    from keikaku_snapshots.patches.context import PatchContext
+    from keikaku_snapshots.patches.context import PatchContext, StepContext
     from keikaku_snapshots.patches.definition import Patch
     from keikaku_snapshots.patches.execution import Execution
     from tests.patch_lab import Lab
@@ -438,3 +439,28 @@ def test_a_run_is_not_resumed_with_the_default_of_a_secret_that_it_was_given(new
 
     assert newest.rows("SELECT DISTINCT name FROM item") == [("S3cret",)]
     assert "S3cret" not in str(newest.rows("SELECT e::text FROM keikaku_patches.execution e"))
+
+
+@data_patch("one_step")
+class OneStep(StepPatch):
+    """One statement of its own."""
+
+    target_tables = ("public.item",)
+
+    def run(self, ctx: StepContext) -> None:
+        """Add one."""
+        ctx.execute("UPDATE item SET qty = qty + 1")
+
+
+def test_a_step_may_work_in_a_database_that_has_a_checkpoint(newest: Lab) -> None:
+    """The checkpoint keeps the same changes, in a table of its own that no patch declares."""
+    newest.items(30)
+    before = newest.checksum()
+    with SnapshotManager(newest.url) as manager:
+        manager.checkpoint()
+
+        done = run(newest, OneStep)
+
+        assert done.changed_records == 30
+        newest.executor(OneStep).rollback(done.execution_id)
+        assert newest.checksum() == before
