@@ -77,7 +77,9 @@ def _sizes(command: Callable[..., Any]) -> Callable[..., Any]:
     type=click.Choice(["skip_and_report", "abort", "force"]),
     help="What a rollback does with rows that others have changed since.",
 )
-@click.option("--backup", is_flag=True, help="Also dump the target tables before the first batch.")
+@click.option(
+    "--backup", is_flag=True, help="Also make a snapshot of the whole database before the first batch."
+)
 @click.option(
     "--mode",
     type=click.Choice(["batched", "single_transaction"]),

@@ -15,6 +15,7 @@ from psycopg import sql
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.types.json import Json, Jsonb
 
+from keikaku_snapshots.errors import PatchFailedError
 from keikaku_snapshots.patches.keyset import key_values
 from keikaku_snapshots.patches.set_based import Counts
 
@@ -74,7 +75,11 @@ class Texts:
 
 
 def write(
-    connection: Connection, plan: Plan, transformed: Transformed, wrong: sql.Composable | None
+    connection: Connection,
+    plan: Plan,
+    transformed: Transformed,
+    wrong: sql.Composable | None,
+    still_to_come: sql.Composable | None = None,
 ) -> Counts:
     """Write the changes of a batch in the caller's transaction.
 
@@ -83,16 +88,20 @@ def write(
         plan: Tables and key.
         transformed: The changes.
         wrong: Condition of rows that are not as they should be; None when nothing is asked.
+        still_to_come: Condition of rows that later batches will work on; None when there are none.
 
     Returns:
         What became of the rows.
+
+    Raises:
+        PatchFailedError: A row was added where a later batch would work on it as if it had been there.
     """
     texts = Texts(connection)
     changed = updated = 0
     touched: set[Key] = set()
     for group in transformed.groups:
         if group.kind == "insert":
-            changed += _insert(connection, plan, group, texts)
+            changed += _insert(connection, plan, group, texts, still_to_come)
             continue
         done = (_update if group.kind == "update" else _delete)(connection, plan, group, texts)
         changed += done
@@ -183,7 +192,9 @@ def _delete(connection: Connection, plan: Plan, group: Group, texts: Texts) -> i
     return connection.execute(query, values).rowcount
 
 
-def _insert(connection: Connection, plan: Plan, group: Group, texts: Texts) -> int:
+def _insert(
+    connection: Connection, plan: Plan, group: Group, texts: Texts, still_to_come: sql.Composable | None
+) -> int:
     target = plan.target(group.table)
     assert target is not None
     if not group.columns:
@@ -201,7 +212,19 @@ def _insert(connection: Connection, plan: Plan, group: Group, texts: Texts) -> i
         sql.SQL(", ").join(map(sql.Identifier, names)),
     )
     values = dict(zip(names, texts.arrays(group.rows, columns), strict=True))
-    return connection.execute(query, values).rowcount
+    if still_to_come is None or target is not plan.targets[0]:
+        return connection.execute(query, values).rowcount
+    query += sql.SQL(" RETURNING ({}) IS TRUE").format(still_to_come)
+    added = connection.execute(query, plan.walked.values | values).fetchall()
+    if any(row[0] for row in added):
+        raise PatchFailedError(
+            "a row patch added rows to its own table that it would come upon later",
+            found=f"Table: {target.name.text}; the keys of these rows are below the last one of the run.",
+            hint="Give added rows keys above all others, or values that the patch's `where` leaves out.",
+            hint_ja="追加する行のキーを既存の最大値より大きくするか、"
+            "`where` の条件に当てはまらない値にしてください。",
+        )
+    return len(added)
 
 
 def count_wrong(connection: Connection, keyset: Keyset, keys: list[Key], wrong: sql.Composable) -> int:

@@ -176,7 +176,8 @@ class BatchProcessor:
             values = dict(keyset.values)
             if skip_locked:
                 deferred, condition, values = self._free(connection, rows)
-            counts, rejects = self._work(connection, condition, values)
+            still_to_come = keyset.matching(Range(rows.upper, upper))
+            counts, rejects = self._work(connection, condition, values, still_to_come)
         return BatchResult(
             started_at=started_at,
             seconds=time.monotonic() - began,
@@ -210,7 +211,11 @@ class BatchProcessor:
         )
 
     def _work(
-        self, connection: Connection, condition: Composable, values: dict[str, Any]
+        self,
+        connection: Connection,
+        condition: Composable,
+        values: dict[str, Any],
+        still_to_come: Composable | None = None,
     ) -> tuple[Counts, tuple[tuple[Key, str], ...]]:
         reached("before_dml")
         if self._set_based is not None:
@@ -222,7 +227,7 @@ class BatchProcessor:
             rows = read_rows(connection, patch, self.plan.walked, condition, values, _LOCKING)
             self._check()
             transformed = transform(self.plan, patch, rows, self._context, self._check)
-            counts = apply.write(connection, self.plan, transformed, self._wrong)
+            counts = apply.write(connection, self.plan, transformed, self._wrong, still_to_come)
             rejects = tuple(transformed.rejects)
         self._check()
         reached("after_dml")

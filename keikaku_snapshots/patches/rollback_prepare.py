@@ -44,9 +44,10 @@ def tables_to_roll_back(
         order = {name: place for place, name in enumerate(catalog.table_order(connection).tables)}
         triggers = _with_triggers(connection)
     names = names_of(execution_id)
+    named = {table.name: table.oid for table in present.values()}
     found = []
     for undo in known:
-        table = _as_now(undo, present.get(undo.table.oid))
+        table = _as_now(undo, present.get(undo.table.oid), named.get(undo.table.name))
         found.append(
             TableRollback(
                 connection=connection,
@@ -70,9 +71,20 @@ def _with_triggers(connection: Connection) -> set[int]:
     return {row[0] for row in rows}
 
 
-def _as_now(undo: UndoTable, present: CapturedTable | None) -> CapturedTable:
+def _as_now(undo: UndoTable, present: CapturedTable | None, named: int | None) -> CapturedTable:
     """The table as it is called now, with the columns that were kept."""
     kept = undo.table
+    if named is not None and named != kept.oid:
+        # It may hold a copy of the patched rows; to change the other one back would be no rollback.
+        raise PatchRollbackError(
+            "another table has the name of the one that the run changed",
+            found=f"{kept.name.text}"
+            + (f"; the run's own is called {present.name.text} now" if present is not None else ""),
+            hint="Decide which of them counts: give the run's own table its name back and roll back again, "
+            "or correct the other one by a new patch.",
+            hint_ja="どちらのテーブルが正しいか確認し、元のテーブル名に戻して再度ロールバックするか、"
+            "新しいパッチで修正してください。",
+        )
     if present is None:
         raise PatchRollbackError("a table that the run changed is not there any more", found=kept.name.text)
     by_kept = {column.kept: column for column in present.columns}

@@ -49,7 +49,7 @@ _PARTS = (
     " AND d.objoid NOT IN (SELECT n.oid FROM pg_namespace n WHERE n.nspname = ANY ({ours}))",
     "ROW(k.oid, k.conname, k.connamespace, k.conrelid, k.contypid, k.contype, k.condeferrable, k.condeferred,"
     " k.convalidated, k.conkey, k.confkey, k.confrelid, k.confupdtype, k.confdeltype, k.conbin::text)"
-    " FROM pg_constraint k WHERE k.oid >= 16384",
+    " FROM pg_constraint k WHERE k.oid >= 16384 AND k.connamespace IN (SELECT oid FROM spaces)",
     "ROW(p.oid, p.proname, p.pronamespace, p.proowner, p.prolang, p.prokind, p.prosecdef, p.proleakproof,"
     " p.proisstrict, p.proretset, p.provolatile, p.proparallel, p.prorettype, p.proargtypes::text,"
     " p.proargnames, p.proargdefaults::text, p.prosrc, p.probin, p.prosqlbody::text, p.proconfig, p.proacl)"

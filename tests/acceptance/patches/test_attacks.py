@@ -464,3 +464,63 @@ def test_a_step_may_work_in_a_database_that_has_a_checkpoint(newest: Lab) -> Non
         assert done.changed_records == 30
         newest.executor(OneStep).rollback(done.execution_id)
         assert newest.checksum() == before
+
+
+def test_the_first_patch_of_a_database_with_a_checkpoint_changes_no_schema_of_the_user(newest: Lab) -> None:
+    """Our own schema is made by it; a rewind goes back all the same."""
+    newest.items(30)
+    newest.run("DROP SCHEMA IF EXISTS keikaku_patches CASCADE")
+    before = newest.checksum()
+    with SnapshotManager(newest.url) as manager:
+        manager.checkpoint()
+        run(newest, OneStep)
+
+        assert manager.rewind().path == "replica"
+        assert newest.checksum() == before
+
+
+@data_patch("double_rows")
+class DoubleRows(RowPatch):
+    """Adds a copy of each row, at the end or among the others."""
+
+    table = "public.item"
+    reads = ("qty", "name")
+    places: ClassVar[list[int]] = []
+
+    def transform(self, rows: Iterable[Row], ctx: PatchContext) -> Iterable[Change]:
+        """Add a row for each."""
+        del ctx
+        for row in rows:
+            if self.places:
+                yield Insert("public.item", id=self.places.pop(), qty=row.qty, name=row.name)
+
+
+@pytest.mark.parametrize(("place", "is_refused"), [(55, True), (5, False), (1000, False)])
+def test_a_row_patch_never_works_on_rows_that_it_added(newest: Lab, place: int, is_refused: bool) -> None:
+    """They were not there in the dry run; what is behind the cursor or above the last key is no matter."""
+    newest.items(60)
+    newest.run("DELETE FROM item WHERE id IN (5, 55)")
+    before = newest.checksum()
+    DoubleRows.places[:] = [place]
+
+    if is_refused:
+        with pytest.raises(PatchFailedError, match="would come upon later"):
+            run(newest, DoubleRows, batch_size=20)
+        assert newest.checksum() == before
+    else:
+        assert run(newest, DoubleRows, batch_size=20).processed_records == 58
+
+
+def test_a_table_under_the_name_of_the_one_that_was_changed_stops_the_rollback(newest: Lab) -> None:
+    """It holds the patched rows: to change the renamed one back would be called a rollback and be none."""
+    newest.items(30)
+    done = run(newest, AddOne)
+    newest.run("CREATE TABLE item_copy (LIKE item INCLUDING ALL); INSERT INTO item_copy SELECT * FROM item")
+    newest.run("ALTER TABLE item RENAME TO item_old; ALTER TABLE item_copy RENAME TO item")
+    before = newest.checksum(), newest.checksum("item_old")
+
+    with pytest.raises(PatchRollbackError, match="another table has the name"):
+        newest.executor(AddOne).rollback(done.execution_id)
+
+    assert (newest.checksum(), newest.checksum("item_old")) == before
+    assert state(newest) == ("completed", "done")
