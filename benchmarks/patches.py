@@ -14,7 +14,7 @@ import statistics
 import threading
 import time
 from decimal import ROUND_HALF_UP, Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from benchmarks.measure import Bar, Result
 from keikaku_snapshots.datasets import generate
@@ -91,8 +91,8 @@ def _executor(url: DatabaseURL, *, capture: bool) -> DataPatchExecutor:
         for name in (SET_BASED, ROW_WISE)
     }
     registry = DataPatchRegistry([RowWise], entry_points=False)
-    options: dict[str, Any] = {} if capture else {"undo": NoUndo()}
-    return DataPatchExecutor(url, registry=registry, settings=settings, **options)
+    undo = None if capture else NoUndo()
+    return DataPatchExecutor(url, registry=registry, settings=settings, undo=undo)
 
 
 def _run(url: DatabaseURL, name: str, *, capture: bool) -> tuple[float, list[float], Execution]:

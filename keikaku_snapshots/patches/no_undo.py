@@ -42,6 +42,9 @@ class NoUndo:
         del connection, execution_id, tables
         return nullcontext()
 
+    def confirm(self, connection: Connection, execution_id: UUID) -> None:
+        """Do nothing."""
+
     def disarm(self, connection: Connection, execution_id: UUID) -> None:
         """Do nothing."""
 
