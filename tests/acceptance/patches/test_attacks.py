@@ -331,34 +331,56 @@ def test_a_key_whose_operators_are_out_of_sight_is_refused(lab: Lab, patch: type
         lab.run(f"ALTER DATABASE {lab.url.database} RESET search_path")
 
 
-@pytest.mark.parametrize("patch", [AddOne, AddOneByRow])
-@pytest.mark.parametrize(
-    "ddl",
-    [
-        "ALTER TABLE item DISABLE TRIGGER ALL",
-        "ALTER TABLE item RENAME TO old_item; CREATE TABLE item (LIKE old_item INCLUDING ALL); INSERT INTO item SELECT * FROM old_item",
-    ],
-    ids=["triggers", "table"],
-)
-def test_a_batch_whose_changes_would_not_be_kept_is_not_committed(
-    lab: Lab, patch: type[Patch], ddl: str
-) -> None:
-    """A loader that switched all triggers off in mid-run made a rollback leave rows, and call itself whole."""
-    lab.items(30)
-    before = lab.checksum()
+def run_disturbed(lab: Lab, patch: type[Patch], ddl: str) -> PatchFailedError:
+    """Run a patch whose table somebody changes after the first batch."""
 
     def progress(execution: Execution) -> None:
         if execution.batch_number == 1:
             lab.run(ddl)
 
     executor = lab.executor(patch, batch_size=10, adaptive=False)
-    with pytest.raises(PatchFailedError, match="would not have been kept") as caught:
+    with pytest.raises(PatchFailedError) as caught:
         executor.execute(patch.name, dry_run=False, progress=progress)
+    return caught.value
 
-    assert "Rows taken back: 10" in caught.value.found
-    assert lab.checksum("public.old_item" if "old_item" in ddl else "public.item") == before
+
+@pytest.mark.parametrize("patch", [AddOne, AddOneByRow])
+def test_a_batch_whose_changes_would_not_be_kept_is_not_committed(lab: Lab, patch: type[Patch]) -> None:
+    """A loader that switched all triggers off in mid-run made a rollback leave rows, and call itself whole."""
+    lab.items(30)
+    before = lab.checksum()
+
+    error = run_disturbed(lab, patch, "ALTER TABLE item DISABLE TRIGGER ALL")
+
+    assert "would not have been kept" in str(error)
+    assert "Rows taken back: 10" in error.found
+    assert lab.checksum() == before
     assert state(lab) == ("failed", "rolled_back")
     assert lab.leftovers() == []
+
+
+@pytest.mark.parametrize("patch", [AddOne, AddOneByRow])
+def test_a_table_that_takes_the_place_of_the_changed_one_in_mid_run_is_told(
+    newest: Lab, patch: type[Patch]
+) -> None:
+    """It holds rows of the first batch, so a run is not called taken back before a person has decided."""
+    newest.items(30)
+    before = newest.checksum()
+    swap = (
+        "ALTER TABLE item RENAME TO old_item; CREATE TABLE item (LIKE old_item INCLUDING ALL);"
+        "INSERT INTO item SELECT * FROM old_item"
+    )
+
+    error = run_disturbed(newest, patch, swap)
+
+    assert isinstance(error, PatchRollbackError)
+    assert "would not have been kept" in error.found
+    assert "another table has the name" in str(error)
+    newest.run("DROP TABLE item; ALTER TABLE old_item RENAME TO item")
+    newest.executor(patch).rollback(newest.latest().execution_id)
+    assert newest.checksum() == before
+    assert state(newest) == ("failed", "rolled_back")
+    assert newest.leftovers() == []
 
 
 class Secret(BaseModel):
