@@ -17,10 +17,10 @@ from decimal import ROUND_HALF_UP, Decimal
 from typing import TYPE_CHECKING
 
 from benchmarks.measure import Bar, Result
+from benchmarks.no_undo import NoUndo
 from keikaku_snapshots.datasets import generate
 from keikaku_snapshots.patches import RowPatch, Update, data_patch
 from keikaku_snapshots.patches.executor import DataPatchExecutor
-from keikaku_snapshots.patches.no_undo import NoUndo
 from keikaku_snapshots.patches.registry import DataPatchRegistry
 from keikaku_snapshots.patches.report import percentile
 from keikaku_snapshots.patches.settings import PatchSettings

@@ -1,4 +1,4 @@
-"""Runs without undo: for benchmarks of what capture costs, and for tests of the engine alone."""
+"""Patch runs without undo, to measure what capture costs."""
 
 from __future__ import annotations
 
