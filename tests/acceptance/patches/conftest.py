@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.patch_items import make_items
 from tests.patch_lab import Lab
 from tests.servers import connect, create_database, drop_database, empty_database
 
@@ -37,3 +38,10 @@ def newest(shared_database: DatabaseURL) -> Iterator[Lab]:
     """An empty database on the newest version, for what no version changes."""
     with connect(shared_database) as connection:
         yield Lab(shared_database, connection)
+
+
+@pytest.fixture
+def ten_items(shared_database: DatabaseURL) -> DatabaseURL:
+    """A database with the ten rows of `patch_items`."""
+    make_items(shared_database)
+    return shared_database

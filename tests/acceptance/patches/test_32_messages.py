@@ -24,6 +24,7 @@ from keikaku_snapshots.patches.registry import DataPatchRegistry
 from keikaku_snapshots.patches.settings import Channel, NotifySettings, PatchSettings
 from tests import servers
 from tests.endpoints import MailEndpoint, WebEndpoint, slack_certificate
+from tests.patch_items import AddOne, quantities
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -41,15 +42,6 @@ LONG = NotifySettings(channels=(SLACK,), timeout_s=60, linger_s=0.3)
 FAST = NotifySettings(channels=(SLACK, EMAIL), timeout_s=20)
 
 
-@data_patch("add_one")
-class AddOne(SqlPatch):
-    """Adds one."""
-
-    table, key = "public.items", ("id",)
-    where = "true"
-    set = {"qty": "qty + 1"}  # noqa: RUF012 - the form that a patch has
-
-
 @data_patch("divide")
 class Divide(SqlPatch):
     """Cannot be done."""
@@ -57,15 +49,6 @@ class Divide(SqlPatch):
     table, key = "public.items", ("id",)
     where = "true"
     set = {"qty": "qty / 0"}  # noqa: RUF012 - the form that a patch has
-
-
-@pytest.fixture
-def url(shared_database: DatabaseURL) -> DatabaseURL:
-    """A database with ten rows."""
-    with servers.connect(shared_database) as connection:
-        connection.execute("CREATE TABLE items (id int PRIMARY KEY, qty int NOT NULL)")
-        connection.execute("INSERT INTO items SELECT n, 0 FROM generate_series(1, 10) n")
-    return shared_database
 
 
 @pytest.fixture
@@ -91,12 +74,6 @@ def run(url: DatabaseURL, name: str = "add_one", notify: Any = enqueue) -> Execu
     settings = {known: PatchSettings(require_dry_run=False) for known in ("add_one", "divide")}
     executor = DataPatchExecutor(url.text, registry=registry, settings=settings, notify=notify)
     return executor.execute(name, dry_run=False, actor="aoki")
-
-
-def quantities(url: DatabaseURL) -> set[object]:
-    """The values of the ten rows."""
-    with servers.connect(url) as connection:
-        return {qty for (qty,) in connection.execute("SELECT qty FROM items").fetchall()}
 
 
 def due_again(url: DatabaseURL) -> None:
@@ -131,7 +108,7 @@ BAD = {
 def test_a_run_does_not_notice_and_the_message_arrives_later(
     how: str,
     address: str,
-    url: DatabaseURL,
+    ten_items: DatabaseURL,
     web: WebEndpoint,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -139,29 +116,29 @@ def test_a_run_does_not_notice_and_the_message_arrives_later(
     caplog.set_level(logging.DEBUG)
     good = f"json://u:{CANARY}@127.0.0.1:{web.port}/{CANARY}"
     web.web.behaviour = how if not address else "ok"
-    sender = Sender(url, LONG, environ={"SLACK_URL": address or good})
+    sender = Sender(ten_items, LONG, environ={"SLACK_URL": address or good})
 
     began = time.monotonic()
     with sender.in_background() as background:
-        execution = run(url, notify=background.enqueue)
+        execution = run(ten_items, notify=background.enqueue)
     seconds = time.monotonic() - began
 
-    assert (execution.status, execution.processed_records, quantities(url)) == ("completed", 10, {1})
+    assert (execution.status, execution.processed_records, quantities(ten_items)) == ("completed", 10, {1})
     assert seconds < 15
     assert how != "hang" or "keikaku patch worker --once" in caplog.text
     # What was being sent when the run had ended is stopped, and that is written down.
     until(lambda: all(thread.name != "keikaku-notify" for thread in threading.enumerate()))
     web.web.behaviour = "ok"
     web.web.requests.clear()
-    due_again(url)
-    done = Sender(url, LONG, environ={"SLACK_URL": good}).deliver_due()
+    due_again(ten_items)
+    done = Sender(ten_items, LONG, environ={"SLACK_URL": good}).deliver_due()
     assert (done.sent, done.failed, done.waiting) == (1, 0, 0)
     ((_, body),) = web.web.requests
     assert str(execution.execution_id) in body
-    assert CANARY not in caplog.text + everything(url)
+    assert CANARY not in caplog.text + everything(ten_items)
 
 
-def test_a_failed_run_tells_the_administrators_at_once(url: DatabaseURL, web: WebEndpoint) -> None:
+def test_a_failed_run_tells_the_administrators_at_once(ten_items: DatabaseURL, web: WebEndpoint) -> None:
     """The message is urgent, goes to those who want urgent ones, and says what to do."""
     everybody = Channel(name="slack", url_variable="SLACK_URL", events=("completed",))
     admins = Channel(name="admins", url_variable="ADMIN_URL", urgent_only=True)
@@ -172,8 +149,8 @@ def test_a_failed_run_tells_the_administrators_at_once(url: DatabaseURL, web: We
     }
 
     with pytest.raises(PatchFailedError):
-        run(url, "divide")
-    done = Sender(url, settings, environ=environ).deliver_due()
+        run(ten_items, "divide")
+    done = Sender(ten_items, settings, environ=environ).deliver_due()
 
     assert (done.sent, done.failed) == (1, 0)
     ((path, body),) = web.web.requests
@@ -182,11 +159,11 @@ def test_a_failed_run_tells_the_administrators_at_once(url: DatabaseURL, web: We
     assert said["type"] == "failure"
     assert "URGENT (緊急)" in said["title"]
     assert "keikaku patch report" in said["message"]
-    assert quantities(url) == {0}
+    assert quantities(ten_items) == {0}
 
 
 def test_slack_and_mail_get_it_through_the_real_library(
-    url: DatabaseURL, mail: MailEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ten_items: DatabaseURL, mail: MailEndpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Slack's own address, over TLS through a proxy that answers in its place; and an SMTP server."""
     certificate, trusted = slack_certificate(tmp_path)
@@ -199,8 +176,8 @@ def test_slack_and_mail_get_it_through_the_real_library(
         "EMAIL_URL": f"mailto://127.0.0.1:{mail.port}?from=patches@example.com&to=ops@example.com",
     }
 
-    execution = run(url)
-    done = Sender(url, FAST, environ=environ).deliver_due()
+    execution = run(ten_items)
+    done = Sender(ten_items, FAST, environ=environ).deliver_due()
     proxy.stop()
 
     assert (done.sent, done.failed, done.waiting) == (2, 0, 0)
@@ -215,7 +192,7 @@ def test_slack_and_mail_get_it_through_the_real_library(
 
 
 def test_a_channel_that_hangs_does_not_hold_the_others_up(
-    url: DatabaseURL, web: WebEndpoint, mail: MailEndpoint
+    ten_items: DatabaseURL, web: WebEndpoint, mail: MailEndpoint
 ) -> None:
     """They are sent to side by side; the one that hangs is stopped when its time is over."""
     web.web.behaviour = "hang"
@@ -225,27 +202,27 @@ def test_a_channel_that_hangs_does_not_hold_the_others_up(
     }
     settings = dataclasses.replace(FAST, timeout_s=2.5)
 
-    run(url)
+    run(ten_items)
     began = time.monotonic()
-    done = Sender(url, settings, environ=environ).deliver_due()
+    done = Sender(ten_items, settings, environ=environ).deliver_due()
 
     assert time.monotonic() - began < 10
     assert (done.sent, done.failed, done.waiting) == (1, 1, 1)
     assert len(mail.mails.taken) == 1
-    assert "no answer within" in everything(url)
+    assert "no answer within" in everything(ten_items)
 
 
-def test_two_senders_at_once_send_each_message_once(url: DatabaseURL, web: WebEndpoint) -> None:
+def test_two_senders_at_once_send_each_message_once(ten_items: DatabaseURL, web: WebEndpoint) -> None:
     """A message is claimed, and the claim committed, before it is sent."""
-    with servers.connect(url) as connection:
-        execution = run(url)
+    with servers.connect(ten_items) as connection:
+        execution = run(ten_items)
         for number in range(5):
             enqueue(connection, execution, "overtime", {"times": 2, "active_s": number})
     environ = {"SLACK_URL": f"json://127.0.0.1:{web.port}/"}
     done: list[int] = []
 
     def deliver() -> None:
-        done.append(Sender(url, LONG, environ=environ).deliver_due().sent)
+        done.append(Sender(ten_items, LONG, environ=environ).deliver_due().sent)
 
     threads = [threading.Thread(target=deliver) for _ in range(3)]
     for thread in threads:
@@ -257,11 +234,13 @@ def test_two_senders_at_once_send_each_message_once(url: DatabaseURL, web: WebEn
     assert len(bodies) == len(set(bodies)) == sum(done) == 6
 
 
-def test_a_sender_that_was_killed_leaves_its_message_to_another(url: DatabaseURL, web: WebEndpoint) -> None:
+def test_a_sender_that_was_killed_leaves_its_message_to_another(
+    ten_items: DatabaseURL, web: WebEndpoint
+) -> None:
     """Its claim ends; until then nobody else sends."""
-    run(url)
-    sender = Sender(url, LONG, environ={"SLACK_URL": f"json://127.0.0.1:{web.port}/"})
-    with servers.connect(url) as connection:
+    run(ten_items)
+    sender = Sender(ten_items, LONG, environ={"SLACK_URL": f"json://127.0.0.1:{web.port}/"})
+    with servers.connect(ten_items) as connection:
         connection.execute("INSERT INTO keikaku_patches.delivery (message, channel) VALUES (1, 'slack')")
         assert outbox.claim(connection, "slack", lease_s=60) is not None
 
@@ -274,19 +253,19 @@ def test_a_sender_that_was_killed_leaves_its_message_to_another(url: DatabaseURL
 
 
 def test_an_urgent_message_that_nobody_took_goes_to_the_next_channel(
-    url: DatabaseURL, web: WebEndpoint
+    ten_items: DatabaseURL, web: WebEndpoint
 ) -> None:
     """After the time that was set; a channel without events gets nothing else."""
     spare = Channel(name="spare", url_variable="SPARE_URL", events=())
     settings = NotifySettings(channels=(SLACK, spare))
     environ = {"SLACK_URL": "json://127.0.0.1:1/", "SPARE_URL": f"json://127.0.0.1:{web.port}/spare"}
-    sender = Sender(url, settings, environ=environ)
+    sender = Sender(ten_items, settings, environ=environ)
 
-    run(url)
+    run(ten_items)
     with pytest.raises(PatchFailedError):
-        run(url, "divide")
+        run(ten_items, "divide")
     at_once = sender.deliver_due()
-    with servers.connect(url) as connection:
+    with servers.connect(ten_items) as connection:
         connection.execute("UPDATE keikaku_patches.outbox SET created_at = now() - interval '11 minutes'")
     later = sender.deliver_due()
 
@@ -297,19 +276,21 @@ def test_an_urgent_message_that_nobody_took_goes_to_the_next_channel(
     assert "URGENT" in json.loads(body)["title"]
 
 
-def test_a_message_is_given_up_after_its_tries(url: DatabaseURL, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_message_is_given_up_after_its_tries(
+    ten_items: DatabaseURL, caplog: pytest.LogCaptureFixture
+) -> None:
     """It stays in the outbox as a dead letter, with the reason, and the log says so."""
     settings = NotifySettings(channels=(SLACK,), attempts=2)
-    sender = Sender(url, settings, environ={"SLACK_URL": "json://127.0.0.1:1/"})
-    run(url)
+    sender = Sender(ten_items, settings, environ={"SLACK_URL": "json://127.0.0.1:1/"})
+    run(ten_items)
 
     first = sender.deliver_due()
-    due_again(url)
+    due_again(ten_items)
     second = sender.deliver_due()
 
     assert (first.failed, first.waiting, second.failed, second.waiting) == (1, 1, 1, 0)
     assert "connection refused (given up)" in caplog.text
-    with servers.connect(url) as connection:
+    with servers.connect(ten_items) as connection:
         row = connection.execute(
             "SELECT tries, last_error, dead_at IS NOT NULL FROM keikaku_patches.delivery"
         )
@@ -317,30 +298,32 @@ def test_a_message_is_given_up_after_its_tries(url: DatabaseURL, caplog: pytest.
 
 
 def test_a_channel_that_is_off_keeps_its_messages_for_a_process_that_has_its_url(
-    url: DatabaseURL, web: WebEndpoint
+    ten_items: DatabaseURL, web: WebEndpoint
 ) -> None:
     """Who runs a patch by hand may not know the URLs that the worker has."""
-    run(url)
+    run(ten_items)
 
-    by_hand = Sender(url, LONG, environ={}).deliver_due()
-    worker = Sender(url, LONG, environ={"SLACK_URL": f"json://127.0.0.1:{web.port}/"}).deliver_due()
+    by_hand = Sender(ten_items, LONG, environ={}).deliver_due()
+    worker = Sender(ten_items, LONG, environ={"SLACK_URL": f"json://127.0.0.1:{web.port}/"}).deliver_due()
 
     assert (by_hand.sent, by_hand.failed, by_hand.waiting) == (0, 0, 1)
     assert (worker.sent, worker.waiting) == (1, 0)
 
 
-def test_a_message_exists_exactly_when_its_state_was_committed(url: DatabaseURL) -> None:
+def test_a_message_exists_exactly_when_its_state_was_committed(ten_items: DatabaseURL) -> None:
     """The row is written in the transaction of the change, and goes with it."""
-    execution = run(url, notify=None)
-    with servers.connect(url) as connection:
+    execution = run(ten_items, notify=None)
+    with servers.connect(ten_items) as connection:
         with connection.transaction(force_rollback=True):
             enqueue(connection, execution, "completed")
         assert outbox.waiting(connection) == 0
 
 
-def test_a_database_that_is_gone_is_a_warning(url: DatabaseURL, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_database_that_is_gone_is_a_warning(
+    ten_items: DatabaseURL, caplog: pytest.LogCaptureFixture
+) -> None:
     """Sending is never the run's problem."""
-    gone = dataclasses.replace(url, port=1, password=CANARY)
+    gone = dataclasses.replace(ten_items, port=1, password=CANARY)
 
     done = Sender(gone, LONG, environ={"SLACK_URL": CANARY}).deliver_due()
 

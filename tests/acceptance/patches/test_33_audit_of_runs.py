@@ -13,7 +13,7 @@ from keikaku_snapshots.patches.definition import SqlPatch, data_patch
 from keikaku_snapshots.patches.executor import DataPatchExecutor
 from keikaku_snapshots.patches.registry import DataPatchRegistry
 from keikaku_snapshots.patches.settings import AuditSettings, PatchSettings
-from tests import servers
+from tests.patch_items import AddOne, quantities
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,15 +21,6 @@ if TYPE_CHECKING:
     from keikaku_snapshots.postgres.url import DatabaseURL
 
 KEY = {"KEIKAKU_AUDIT_KEY": secrets.token_hex(32)}
-
-
-@data_patch("add_one")
-class AddOne(SqlPatch):
-    """Adds one."""
-
-    table, key = "public.items", ("id",)
-    where = "true"
-    set = {"qty": "qty + 1"}  # noqa: RUF012 - the form that a patch has
 
 
 @data_patch("break_in_the_middle")
@@ -42,18 +33,9 @@ class BreakInTheMiddle(SqlPatch):
 
 
 @pytest.fixture
-def url(shared_database: DatabaseURL) -> DatabaseURL:
-    """A database with ten rows."""
-    with servers.connect(shared_database) as connection:
-        connection.execute("CREATE TABLE items (id int PRIMARY KEY, qty int NOT NULL)")
-        connection.execute("INSERT INTO items SELECT n, 0 FROM generate_series(1, 10) n")
-    return shared_database
-
-
-@pytest.fixture
-def log(url: DatabaseURL) -> Iterator[AuditLog]:
+def log(ten_items: DatabaseURL) -> Iterator[AuditLog]:
     """The audit log."""
-    with AuditLog(url, environ=KEY) as log:
+    with AuditLog(ten_items, environ=KEY) as log:
         yield log
 
 
@@ -68,18 +50,12 @@ def executor(url: DatabaseURL, audit: Any, **settings: Any) -> DataPatchExecutor
     )
 
 
-def rows(url: DatabaseURL) -> set[object]:
-    """The values of the ten rows."""
-    with servers.connect(url) as connection:
-        return {qty for (qty,) in connection.execute("SELECT qty FROM items").fetchall()}
-
-
 @pytest.mark.parametrize("mode", ["batched", "single_transaction"])
 def test_a_run_stands_in_the_log_from_its_beginning_to_its_end(
-    mode: str, url: DatabaseURL, log: AuditLog
+    mode: str, ten_items: DatabaseURL, log: AuditLog
 ) -> None:
     """Who ran what, with which parameters and source, and how it ended; then who took it back."""
-    engine = executor(url, log.append, mode=mode)
+    engine = executor(ten_items, log.append, mode=mode)
 
     execution = engine.execute("add_one", dry_run=False, actor="aoki")
     engine.rollback(execution.execution_id, actor="baba")
@@ -100,38 +76,38 @@ def test_a_run_stands_in_the_log_from_its_beginning_to_its_end(
     assert log.verify() == []
 
 
-def test_a_run_that_failed_and_was_taken_back_has_been_audited(url: DatabaseURL, log: AuditLog) -> None:
+def test_a_run_that_failed_and_was_taken_back_has_been_audited(ten_items: DatabaseURL, log: AuditLog) -> None:
     """The lines are committed by themselves, so the rollback leaves them."""
     with pytest.raises(PatchFailedError):
-        executor(url, log.append).execute("break_in_the_middle", dry_run=False, actor="aoki")
+        executor(ten_items, log.append).execute("break_in_the_middle", dry_run=False, actor="aoki")
 
     entries = list(log.read())
     assert [entry.event for entry in entries][-2:] == ["run_rolling_back", "run_rolled_back"]
     assert entries[-1].facts["rollback_performed"] is True
     assert entries[-1].facts["sqlstate"] == "22012"
-    assert rows(url) == {0}
+    assert quantities(ten_items) == {0}
     assert log.verify() == []
 
 
 def test_a_log_that_cannot_be_written_stops_a_run_before_it_changes_anything(
-    url: DatabaseURL, log: AuditLog
+    ten_items: DatabaseURL, log: AuditLog
 ) -> None:
     """The run is recorded as failed; with ``warn`` it goes on."""
     log.append("begun_with_this_key")
     other = {"KEIKAKU_AUDIT_KEY": secrets.token_hex(32)}
-    with AuditLog(url, environ=other) as strict:
-        engine = executor(url, strict.append)
+    with AuditLog(ten_items, environ=other) as strict:
+        engine = executor(ten_items, strict.append)
         with pytest.raises(AuditError, match="another key"):
             engine.execute("add_one", dry_run=False)
 
-    assert rows(url) == {0}
+    assert quantities(ten_items) == {0}
     assert [(run.status, run.sub_state) for run in engine.status()] == [("failed", "failed")]
-    with AuditLog(url, AuditSettings(on_failure="warn"), environ=other) as lenient:
-        assert executor(url, lenient.append).execute("add_one", dry_run=False).status == "completed"
+    with AuditLog(ten_items, AuditSettings(on_failure="warn"), environ=other) as lenient:
+        assert executor(ten_items, lenient.append).execute("add_one", dry_run=False).status == "completed"
 
 
 def test_a_log_that_breaks_in_the_middle_breaks_no_run(
-    url: DatabaseURL, log: AuditLog, caplog: pytest.LogCaptureFixture
+    ten_items: DatabaseURL, log: AuditLog, caplog: pytest.LogCaptureFixture
 ) -> None:
     """After the first line it is a warning: half a patch would be worse than half a log."""
 
@@ -140,5 +116,5 @@ def test_a_log_that_breaks_in_the_middle_breaks_no_run(
             raise KeikakuError("the audit log has gone")
         log.append(event, facts)
 
-    assert executor(url, audit).execute("add_one", dry_run=False).status == "completed"
+    assert executor(ten_items, audit).execute("add_one", dry_run=False).status == "completed"
     assert "the audit log could not be written (run_done)" in caplog.text
