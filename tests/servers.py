@@ -7,9 +7,12 @@ began the run.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
+import hmac
 import os
 import secrets
 import shutil
@@ -43,13 +46,18 @@ SETTINGS = {
     "fsync": "off",
     "synchronous_commit": "off",
     "full_page_writes": "off",
-    "shared_buffers": "64MB",
+    # Each of ten thousand sessions maps what it touches of them, page by page.
+    "shared_buffers": "16MB",
+    # 15 of the system has a compiler, which takes longer than what it compiles here.
+    "jit": "off",
     "max_connections": "150",
     "wal_level": "logical",
     "max_prepared_transactions": "10",
     "max_wal_size": "512MB",
     "autovacuum_naptime": "1min",
 }
+#: From 18 on: a hand-over to another process costs more than reading from memory.
+SETTINGS_18 = {"io_method": "sync"}
 _PREFIX = "kk-tests-"
 _MEMORY = Path("/dev/shm")
 #: What the servers of a whole run take at most, with as much left; containers often have 64 MB there.
@@ -131,9 +139,8 @@ def connect(url: DatabaseURL) -> psycopg.Connection[tuple[object, ...]]:
 
 def start(directory: Path, major: int, settings: Mapping[str, str] | None = None) -> Server:
     """Start, or find running, the server of this directory; roles included."""
-    embedded = EmbeddedServer(
-        directory, major, bin_directory=programs()[major], settings={**SETTINGS, **(settings or {})}
-    )
+    chosen = {**SETTINGS, **(SETTINGS_18 if major >= 18 else {}), **(settings or {})}
+    embedded = EmbeddedServer(directory, major, bin_directory=programs()[major], settings=chosen)
     embedded.start()
     server = Server(embedded)
     with _locked(directory / f"roles-{major}.lock") as first:
@@ -143,7 +150,7 @@ def start(directory: Path, major: int, settings: Mapping[str, str] | None = None
                 for role, attributes in ROLES.items():
                     connection.execute(
                         sql.SQL("CREATE ROLE {} LOGIN {} PASSWORD {}").format(
-                            sql.Identifier(role), sql.SQL(attributes), sql.Literal(ROLE_PASSWORD)
+                            sql.Identifier(role), sql.SQL(attributes), _verifier(ROLE_PASSWORD)
                         )
                     )
     return server
@@ -151,17 +158,29 @@ def start(directory: Path, major: int, settings: Mapping[str, str] | None = None
 
 def _make_cheap(connection: psycopg.Connection[tuple[object, ...]], server: Server) -> None:
     """Take work off the server that tests repeat a thousand times."""
+    assert server.url.password is not None
+    password = _verifier(server.url.password)
+    connection.execute(sql.SQL("ALTER ROLE postgres PASSWORD {}").format(password))
     if server.major >= 16:
-        # Proving a password 4096 times over costs more than the connection itself.
         connection.execute("ALTER SYSTEM SET scram_iterations = 1")
-        connection.execute("SET scram_iterations = 1")
-        password = sql.Literal(server.url.password)
-        connection.execute(sql.SQL("ALTER ROLE postgres PASSWORD {}").format(password))
     if server.major >= 18:
         # For `create_database`: a third less than copying; not every platform has it.
         with contextlib.suppress(psycopg.errors.InvalidParameterValue):
             connection.execute("ALTER SYSTEM SET file_copy_method = clone")
     connection.execute("SELECT pg_reload_conf()")
+
+
+def _verifier(password: str) -> sql.Literal:
+    """Give the password as servers store it, to be proved once; 4096 times cost more than the connection.
+
+    Before 16 no setting makes the server do that itself.
+    """
+    salt = secrets.token_bytes(16)
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode("ascii"), salt, 1)
+    stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
+    keys = (salt, stored, hmac.digest(salted, b"Server Key", "sha256"))
+    encoded = "{}${}:{}".format(*(base64.b64encode(key).decode("ascii") for key in keys))
+    return sql.Literal(f"SCRAM-SHA-256$1:{encoded}")
 
 
 @contextlib.contextmanager
