@@ -42,7 +42,7 @@ def rewind_function(names: CaptureNames, table: CapturedTable) -> str:
         find = by_images(names, table) + delete_copies(names, table)
     body = (
         f"{VARIABLES_FIRST}DECLARE\n  changed bigint;\n  restored bigint[];\n  copies bigint[];\n  gone bigint[];\n"
-        f"  gone_copies bigint[];\nBEGIN\n{find}{_insert(names, table)}{clear(names, table)}"
+        f"  gone_copies bigint[];\n  stayed bigint[];\n  may_be_there boolean;\nBEGIN\n{find}{_insert(names, table)}{clear(names, table)}"
         "RETURN changed;\nEND"
     )
     name = f"{names.schema}.rewind_{table.number}"
@@ -84,19 +84,52 @@ def match(table: CapturedTable, row: str, kept: str) -> str:
 
 
 def _by_keys(names: CaptureNames, table: CapturedTable) -> str:
+    """What the log says by itself needs no look at the table; a change of a row is taken back where it is."""
     key = ", ".join(column.kept for column in table.key_columns())
+    net = (
+        f"SELECT {key}, sum(CASE op WHEN '-' THEN 1 WHEN '+' THEN -1 ELSE 0 END) AS surplus,\n"
+        f"         min(seq) FILTER (WHERE op <> '+') AS first, {_stays(table)} AS stays\n"
+        f"  FROM {names.log(table)} GROUP BY {key}"
+    )
     return (
-        f"WITH net AS MATERIALIZED (\n"
-        f"  SELECT {key}, sum(CASE op WHEN '-' THEN 1 WHEN '+' THEN -1 ELSE 0 END) AS surplus,\n"
-        f"         min(seq) FILTER (WHERE op <> '+') AS first\n"
-        f"  FROM {names.log(table)} GROUP BY {key}),\n"
-        f"now AS (DELETE FROM {table.only} t USING net WHERE {match(table, 't', 'net')}\n"
-        f"        RETURNING net.first, net.surplus)\n"
-        f"SELECT (SELECT count(*) FROM net WHERE surplus <> 0)\n"
-        f"         + (SELECT count(*) FROM now WHERE surplus = 0),\n"
-        f"       ARRAY(SELECT first FROM net WHERE surplus = 1\n"
-        f"             UNION ALL SELECT first FROM now WHERE surplus = 0)\n"
-        f"INTO changed, restored;\n"
+        f"SELECT count(*) FILTER (WHERE stays OR surplus <> 0),\n"
+        f"       coalesce(array_agg(first) FILTER (WHERE surplus = 1), '{{}}'),\n"
+        f"       array_agg(first) FILTER (WHERE stays), bool_or(surplus <= 0 AND NOT stays)\n"
+        f"INTO changed, restored, stayed, may_be_there FROM (\n  {net}) net;\n"
+        f"IF may_be_there THEN\n"
+        f"  WITH net AS MATERIALIZED (\n  {net}),\n"
+        f"  now AS (DELETE FROM {table.only} t USING net\n"
+        f"          WHERE net.surplus <= 0 AND NOT net.stays AND {match(table, 't', 'net')}\n"
+        f"          RETURNING net.first, net.surplus)\n"
+        f"  SELECT changed + count(*), restored || coalesce(array_agg(first), '{{}}')\n"
+        f"  INTO changed, restored FROM now WHERE surplus = 0;\nEND IF;\n"
+    ) + _change_back(names, table)
+
+
+def _stays(table: CapturedTable) -> str:
+    """SQL: the row of a key was changed only, never deleted or inserted; and UPDATE can set all of its columns."""
+    key = table.key_columns()
+    is_fixed = any(column.is_identity_always and column not in key for column in table.columns)
+    return "false" if is_fixed else "bool_and(op = '=')"
+
+
+def _change_back(names: CaptureNames, table: CapturedTable) -> str:
+    """Change rows back where they are, which leaves the indexes alone unless an indexed column was changed."""
+    values = ", ".join(
+        f"{column.identifier} = u.{column.kept}{column.cast}"
+        for column in table.columns
+        if not column.is_identity_always
+    )
+    if not values:
+        return ""
+    where = f"{among('u.seq', 'stayed')} AND {match(table, 't', 'u')}"
+    return (
+        "IF stayed IS NOT NULL THEN\nBEGIN\n"
+        f"  UPDATE {table.only} t SET {values}\n  FROM {names.log(table)} u WHERE {where};\n"
+        # One after the other, rows may meet a unique value that the next one is still to give back.
+        "EXCEPTION WHEN unique_violation OR exclusion_violation THEN\n"
+        f"  DELETE FROM {table.only} t USING {names.log(table)} u WHERE {where};\n"
+        "  restored := restored || stayed;\nEND;\nEND IF;\n"
     )
 
 
@@ -166,7 +199,8 @@ def _insert(names: CaptureNames, table: CapturedTable) -> str:
         else (f"INSERT INTO {table.identifier}\n")
     )
     if table.key:
-        return f"{head}SELECT {values} FROM {names.log(table)} WHERE {among('seq', 'restored')};\n"
+        rows = f"SELECT {values} FROM {names.log(table)} WHERE {among('seq', 'restored')}"
+        return f"IF cardinality(restored) > 0 THEN\n{head}{rows};\nEND IF;\n"
     return (
         f"{head}SELECT {values} FROM {names.log(table)} u JOIN unnest(restored, copies) r(seq, copies)\n"
         "  ON u.seq = r.seq CROSS JOIN generate_series(1, r.copies);\n"

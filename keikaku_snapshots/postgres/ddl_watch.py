@@ -14,8 +14,7 @@ from keikaku_snapshots.postgres.filters import OUR_SCHEMAS
 #: Objects made by initdb have lower numbers, so that only a few pages of each catalog are read.
 #: Relations of the user: our own, temporary and out-of-line ones are not looked at.
 _RELATIONS = """
-SELECT c.* FROM pg_class c WHERE c.oid >= 16384
-  AND c.relnamespace IN (SELECT n.oid FROM pg_namespace n WHERE n.nspname <> ALL ({ours}) AND n.nspname !~ '^pg_')
+SELECT c.* FROM pg_class c WHERE c.oid >= 16384 AND c.relnamespace IN (SELECT oid FROM spaces)
 """
 #: Catalog parts: what to hash, and from where; {ours} are our schemas, {trigger} begins our triggers' names.
 _PARTS = (
@@ -23,22 +22,23 @@ _PARTS = (
     "ROW(c.relname, c.relnamespace, CASE WHEN c.relkind IN ('i', 'I') THEN 0::oid ELSE c.oid END, c.relkind,"
     " c.relowner, c.relacl, c.reloptions, c.relrowsecurity, c.relforcerowsecurity, c.relreplident,"
     " c.relispartition, c.relpartbound::text, c.relpersistence, c.relam, c.reloftype) FROM rel c",
-    # xmin: ALTER COLUMN TYPE … USING may change nothing but the rows, which no trigger sees.
-    "ROW(a.xmin::text, a.attrelid, a.attname, a.attnum, a.atttypid, a.atttypmod, a.attnotnull, a.attidentity,"
-    " a.attgenerated, a.attisdropped, a.attcollation, a.attstattarget, a.attstorage, a.attcompression,"
+    # xmin stands for all else: whatever DDL does to a column makes a new version of its row. ALTER COLUMN TYPE …
+    # USING may change nothing but that and the rows, which no trigger sees.
+    "ROW(a.xmin::text, a.attrelid, a.attnum)"
     # The number is asked for twice: a range of the index is read, where else it would be all columns of the catalog.
-    " a.attacl, a.attoptions) FROM rel c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attrelid >= 16384"
+    " FROM rel c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attrelid >= 16384"
     " AND a.attnum > 0 WHERE c.relkind NOT IN ('i', 'I', 'S', 't')",
     "ROW(d.adrelid, d.adnum, d.adbin::text) FROM rel c JOIN pg_attrdef d ON d.adrelid = c.oid",
     "ROW(i.indrelid, i.indnatts, i.indnkeyatts, i.indisunique, i.indisprimary, i.indisexclusion, i.indimmediate,"
     " i.indisvalid, i.indisreplident, i.indkey::text, i.indcollation::text, i.indclass::text,"
-    " i.indoption::text, i.indexprs::text, i.indpred::text) FROM rel c JOIN pg_index i ON i.indexrelid = c.oid",
+    " i.indoption::text, i.indexprs::text, i.indpred::text) FROM rel c JOIN pg_index i ON i.indexrelid = c.oid"
+    " AND i.indexrelid >= 16384",
     "ROW(h.inhrelid, h.inhparent, h.inhseqno) FROM rel c JOIN pg_inherits h ON h.inhrelid = c.oid"
     " WHERE c.relkind NOT IN ('i', 'I')",
     "ROW(t.tgrelid, t.tgname, t.tgfoid, t.tgtype, t.tgenabled, t.tgdeferrable, t.tginitdeferred, t.tgattr::text,"
     " encode(t.tgargs, 'hex'), t.tgqual::text) FROM rel c JOIN pg_trigger t ON t.tgrelid = c.oid",
     "ROW(r.ev_class, r.rulename, r.ev_type, r.ev_enabled, r.is_instead, md5(r.ev_qual::text),"
-    " md5(r.ev_action::text)) FROM rel c JOIN pg_rewrite r ON r.ev_class = c.oid",
+    " md5(r.ev_action::text)) FROM rel c JOIN pg_rewrite r ON r.ev_class = c.oid AND r.oid >= 16384",
     "ROW(p.polrelid, p.polname, p.polcmd, p.polpermissive, p.polroles, p.polqual::text, p.polwithcheck::text)"
     " FROM rel c JOIN pg_policy p ON p.polrelid = c.oid",
     "ROW(s.seqrelid, s.seqtypid, s.seqstart, s.seqincrement, s.seqmax, s.seqmin, s.seqcache, s.seqcycle)"
@@ -92,13 +92,12 @@ def ddl_hash_function(names: CaptureNames) -> str:
 def ddl_hash_query() -> str:
     """Return the query of the hash itself."""
     ours = "ARRAY[" + ", ".join(literal(schema) for schema in OUR_SCHEMAS) + "]::name[]"
-    rel = _RELATIONS.format(ours=ours)
     spaces = f"SELECT n.oid FROM pg_namespace n WHERE n.nspname !~ '^pg_' AND n.nspname <> ALL ({ours})"
     parts = " UNION ALL ".join(
         f"SELECT hash_record_extended({part.format(ours=ours).replace(' FROM ', f', {number}) FROM ', 1)}"
         for number, part in enumerate(_PARTS)
     )
     return (
-        f"WITH spaces AS MATERIALIZED ({spaces}), rel AS MATERIALIZED ({rel})"
+        f"WITH spaces AS MATERIALIZED ({spaces}), rel AS MATERIALIZED ({_RELATIONS})"
         f" SELECT coalesce(bit_xor(h), 0) FROM ({parts}) everything(h)"
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypeVar
@@ -46,7 +47,7 @@ NAMES = CaptureNames(
     active="pg_catalog.current_setting('keikaku.rewinding', true) IS DISTINCT FROM 'on'",
 )
 #: Comment of the schema, which makes it ours; the number is the layout.
-MARK = "keikaku_snapshots rewind 3"
+MARK = "keikaku_snapshots rewind 4"
 #: Seconds for one try to lock all tables: shorter than the server's deadlock_timeout (1 s), so that it is
 #: always we who give way, never a transaction of the application.
 _TRY_S = 0.5
@@ -83,13 +84,20 @@ class Checkpoint:
     warnings: tuple[str, ...] = ()
 
 
-def make_checkpoint(url: DatabaseURL, *, wait_s: float, snapshot: SnapshotReference | None) -> Checkpoint:
+def make_checkpoint(
+    url: DatabaseURL,
+    *,
+    wait_s: float,
+    snapshot: SnapshotReference | None,
+    keep: Callable[[Connection], object] | None = None,
+) -> Checkpoint:
     """Make the present state the one to go back to.
 
     Args:
         url: The database.
         wait_s: Seconds to wait for open transactions that have written.
         snapshot: What the database was restored from and still equals.
+        keep: Gets the connection, which is open still, when all is done.
 
     Returns:
         The checkpoint.
@@ -99,7 +107,9 @@ def make_checkpoint(url: DatabaseURL, *, wait_s: float, snapshot: SnapshotRefere
         AccessDeniedError: The role may not put triggers on a table, or row security hides rows from it.
     """
     begun = time.monotonic()
-    with connect(url, statement_timeout_s=0) as connection, translated(url, "making a checkpoint"):
+    with ExitStack() as at_the_end, translated(url, "making a checkpoint"):
+        connection = connect(url, statement_timeout_s=0)
+        at_the_end.callback(connection.close)
         guards.check_writing(connection, url, "")
         guards.check_row_security(connection, url)
         connection.rollback()
@@ -107,7 +117,11 @@ def make_checkpoint(url: DatabaseURL, *, wait_s: float, snapshot: SnapshotRefere
         def arm() -> Checkpoint:
             return _arm(connection, url, snapshot, begun)
 
-        return _patiently(connection, url, arm, wait_s=wait_s)
+        made = _patiently(connection, url, arm, wait_s=wait_s)
+        if keep is not None:
+            at_the_end.pop_all()
+            keep(connection)
+        return made
 
 
 def drop_checkpoint(url: DatabaseURL, *, wait_s: float) -> bool:

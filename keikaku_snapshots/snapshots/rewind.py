@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,6 +26,23 @@ _CALLS = {
     path: f"SELECT tables, rows, sequences FROM keikaku_rewind.rewind_{path}()"  # noqa: S608
     for path in ("replica", "owner", "suspended")
 }
+#: What holds for the session of a rewinder.
+_SETTINGS = {
+    "application_name": "keikaku_snapshots rewind",
+    "row_security": "off",
+    "statement_timeout": "0",
+    "transaction_timeout": "0",
+    "idle_session_timeout": "0",
+    "synchronous_commit": "off",
+    "jit": "off",
+    "default_transaction_isolation": "read committed",
+    "default_transaction_read_only": "off",
+    **STYLES,
+}
+# Not every version of the server has every one.
+_SET = """SELECT pg_catalog.set_config(name, value, false)
+FROM pg_catalog.json_each_text(%s::pg_catalog.json) AS wanted(name, value)
+WHERE pg_catalog.current_setting(name, true) IS NOT NULL"""
 _SEQUENCES = "SELECT keikaku_rewind.rewind_sequences()"
 _BUSY = frozenset({"55P03", "40P01"})
 #: Seconds of one try: shorter than the server's deadlock_timeout (1 s), so that it is always we who give way
@@ -78,15 +96,26 @@ class Rewinder:
         """
         self._url = url
         self._connection: Connection | None = None
+        self._is_set = False
         self._wait_ms = -1
         self._is_replica = False
         self._was_lost = False
+
+    def keep(self, connection: Connection) -> None:
+        """Use a connection that has made the checkpoint: it has planned already what a rewind asks first.
+
+        Args:
+            connection: Outside of a transaction; closed by `close`.
+        """
+        self.close()
+        self._connection = connection
 
     def close(self) -> None:
         """Give the connection back; harmless when repeated."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+            self._is_set = False
 
     def rewind(self, *, wait_s: float) -> Rewound:
         """Bring every table and sequence back.
@@ -152,28 +181,10 @@ class Rewinder:
 
     def _connected(self, wait_s: float) -> Connection:
         if self._connection is None or self._connection.closed:
-            self._connection = connect(
-                self._url,
-                autocommit=True,
-                application_name="keikaku_snapshots rewind",
-                statement_timeout_s=0,
-                row_security=False,
-            )
-            for setting in (
-                "synchronous_commit = off",
-                "idle_session_timeout = 0",
-                *(f"{name} = '{value}'" for name, value in STYLES.items()),
-                "jit = off",
-                "default_transaction_isolation = 'read committed'",
-                "default_transaction_read_only = off",
-            ):
-                self._connection.execute(f"SET {setting}")
-            self._connection.execute(
-                "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings"
-                " WHERE name = 'transaction_timeout'"
-            )
-            self._is_replica = _rest(self._connection)
-            self._wait_ms = -1
+            self._connection = connect(self._url, autocommit=True, statement_timeout_s=0)
+            self._is_set = False
+        if not self._is_set:
+            self._set(self._connection)
         wait_ms = max(1, round(wait_s * 1000))
         if wait_ms != self._wait_ms:
             self._connection.execute(
@@ -181,6 +192,12 @@ class Rewinder:
             )
             self._wait_ms = wait_ms
         return self._connection
+
+    def _set(self, connection: Connection) -> None:
+        connection.autocommit = True
+        connection.execute(_SET, [json.dumps(_SETTINGS)])
+        self._is_replica = _rest(connection)
+        self._is_set, self._wait_ms = True, -1
 
     def _explained(self, error: psycopg.Error, wait_s: float) -> KeikakuError:
         if error.sqlstate in _BUSY:

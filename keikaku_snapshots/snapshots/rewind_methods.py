@@ -46,7 +46,12 @@ class RewindMethods:
         def get_snapshot(self, name: str, version: str | None = None) -> Snapshot: ...  # noqa: D102
 
     def checkpoint(
-        self, *, snapshot: str | None = None, version: str | None = None, wait_s: float = WAIT_S
+        self,
+        *,
+        snapshot: str | None = None,
+        version: str | None = None,
+        wait_s: float = WAIT_S,
+        keep_connection: bool = False,
     ) -> Checkpoint:
         """Make the present state of the database the one that `rewind` goes back to.
 
@@ -58,6 +63,8 @@ class RewindMethods:
                 restored when a change of the schema makes rewinding impossible.
             version: Its version; the newest valid one if None.
             wait_s: Seconds to wait for transactions that have written and are still open.
+            keep_connection: Leave the connection open until `close`, for rewinds that follow soon: the first
+                is several times as fast.
 
         Returns:
             The checkpoint; its warnings say what will not go back.
@@ -77,7 +84,8 @@ class RewindMethods:
             if snapshot is not None:
                 found = self.get_snapshot(snapshot, version)
                 reference = SnapshotReference(found.name, found.version, str(self.directory))
-            made = make_checkpoint(self.url, wait_s=wait_s, snapshot=reference)
+            keep = self._kept_rewinder().keep if keep_connection else None
+            made = make_checkpoint(self.url, wait_s=wait_s, snapshot=reference, keep=keep)
             record.note(tables=made.tables, sequences=made.sequences)
         return made
 
@@ -99,14 +107,10 @@ class RewindMethods:
             UnsafeRestoreError: The server refuses a row that was there; no snapshot is known either.
             ProtectedDatabaseError: The database looks like production.
         """
-        from keikaku_snapshots.snapshots.rewind import Rewinder
-
         check_number("wait_s", wait_s)
         self._check_protected()
-        if self._rewinder is None:
-            self._rewinder = Rewinder(self.url)
         try:
-            return self._rewinder.rewind(wait_s=wait_s)
+            return self._kept_rewinder().rewind(wait_s=wait_s)
         except (SchemaDriftError, UnsafeRestoreError) as error:
             source = error.details.get("snapshot")
             if source is None or Path(source.directory) != self.directory:
@@ -120,7 +124,7 @@ class RewindMethods:
         begun = time.monotonic()
         log.warning("%s; restoring %s %s", error.what, source.name, source.version)
         restored = self.restore_snapshot(source.name, source.version, on_schema_mismatch="ignore")
-        self.checkpoint(snapshot=source.name, version=source.version, wait_s=wait_s)
+        self.checkpoint(snapshot=source.name, version=source.version, wait_s=wait_s, keep_connection=True)
         counts = restored.snapshot.row_counts or {}
         warning = (
             f"{error.what}, so the snapshot was restored ({restored.strategy}): {error.found.splitlines()[0]}"
@@ -161,7 +165,7 @@ class RewindMethods:
         Yields:
             The checkpoint.
         """
-        made = self.checkpoint(wait_s=wait_s)
+        made = self.checkpoint(wait_s=wait_s, keep_connection=True)
         try:
             yield made
         finally:
@@ -176,6 +180,13 @@ class RewindMethods:
             protected_words=self._protected_words,
             allowed_databases=self._allowed_databases,
         )
+
+    def _kept_rewinder(self) -> Rewinder:
+        if self._rewinder is None:
+            from keikaku_snapshots.snapshots.rewind import Rewinder
+
+            self._rewinder = Rewinder(self.url)
+        return self._rewinder
 
     def _close_rewinder(self) -> None:
         if self._rewinder is not None:

@@ -113,7 +113,9 @@ class FilledDatabase:
         self._changed = False
 
     def _arm(self) -> None:
-        self.manager.checkpoint(snapshot=self.snapshot.name, version=self.snapshot.version)
+        self.manager.checkpoint(
+            snapshot=self.snapshot.name, version=self.snapshot.version, keep_connection=True
+        )
         self._armed = True
 
     def close(self) -> None:
