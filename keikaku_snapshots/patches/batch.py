@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -19,7 +20,7 @@ from keikaku_snapshots.patches.row_based import read_rows, transform
 from keikaku_snapshots.patches.set_based import Counts, SetBased
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from psycopg.sql import Composable
 
@@ -33,6 +34,18 @@ _LOCKING: Final = "FOR NO KEY UPDATE"
 #: The index of the key is always the right way here, whatever the statistics say of a table in change;
 #: compiling expressions anew for each statement costs more than it saves.
 _PLANNER: Final = "SET LOCAL enable_seqscan = off; SET LOCAL jit = off"
+
+
+@contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """Do not look for cycles among the rows of a batch again and again; the limit of memory still holds."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 class CommitInDoubtError(Exception):
@@ -210,6 +223,7 @@ class BatchProcessor:
             rejects=rejects,
         )
 
+    @_collector_at_rest()
     def _work(
         self,
         connection: Connection,
