@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import gc
 import ipaddress
 import math
 from contextlib import nullcontext
@@ -251,3 +252,23 @@ def test_the_batches_of_a_table_follow_each_other_until_there_is_none(lab: Lab) 
         cursors.append((result.cursor, result.counts.processed))
 
     assert cursors == [(("28",), 10), (("58",), 10), (("73",), 5)]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_garbage_collector_rests_during_a_batch_and_no_longer(lab: Lab, fails: bool) -> None:
+    """Thousands of living rows need not be searched for cycles; also after an error it works again."""
+    lab.items(3)
+    rested = []
+
+    def change(row: Row) -> Iterable[Change]:
+        rested.append(not gc.isenabled())
+        if fails:
+            raise ZeroDivisionError
+        yield Update(row, qty=row.qty + 1)
+
+    with pytest.raises(ZeroDivisionError) if fails else nullcontext():
+        processor(lab, by_row(change, ("qty",), ("qty",))).process(lab.connection, None, ("3",), 3)
+
+    assert all(rested)
+    assert len(rested) == (1 if fails else 3)
+    assert gc.isenabled()

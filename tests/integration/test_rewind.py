@@ -150,6 +150,25 @@ def test_close_gives_the_connection_back(shared_database: DatabaseURL) -> None:
         until(lambda: connection.execute(kept).fetchone() == (0,))
 
 
+def test_the_first_rewind_may_use_the_connection_of_the_checkpoint(shared_database: DatabaseURL) -> None:
+    """What that has planned is not planned again; it is given back as the others are."""
+    run(shared_database, SHOP)
+    sessions = (
+        "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'keikaku_snapshots%'"
+        " AND datname = current_database()"
+    )
+    with connect(shared_database) as connection:
+        with SnapshotManager(shared_database) as manager:
+            manager.checkpoint(keep_connection=True)
+            kept = connection.execute(sessions).fetchall()
+            manager.rewind()
+            assert connection.execute(sessions).fetchall() == kept
+            manager.checkpoint()
+            manager.rewind()
+            until(lambda: connection.execute(sessions).fetchall() == kept)
+        until(lambda: connection.execute(sessions).fetchall() == [])
+
+
 def test_the_awaitable_block_goes_back(shared_database: DatabaseURL) -> None:
     """`async with manager.aio.rewinding()` is the same for fixtures that await."""
     run(shared_database, SHOP)
