@@ -1,15 +1,22 @@
-"""A hash of the catalog that tells within half a millisecond whether somebody changed the schema.
+"""Two hashes of the catalog that tell within half a millisecond whether somebody changed the schema.
 
-Event triggers need a superuser; this needs nothing. It reads columns that DDL
-changes and that ordinary work leaves alone: TRUNCATE, VACUUM FULL, CLUSTER,
-ANALYZE, REINDEX and temporary tables are no changes.
+Event triggers need a superuser; this needs nothing. Asked first are the
+versions of all rows: as long as none changed, nothing did. The hash of their
+contents then reads columns that DDL changes and that ordinary work leaves
+alone: TRUNCATE, VACUUM FULL, CLUSTER, ANALYZE, REINDEX and temporary tables
+are no changes.
 """
 # ruff: noqa: E501, ISC004, S608 - SQL is put together from names that are quoted and constants of this package
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from keikaku_snapshots.postgres.capture import CaptureNames, literal
 from keikaku_snapshots.postgres.filters import OUR_SCHEMAS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 #: Objects made by initdb have lower numbers, so that only a few pages of each catalog are read.
 #: Relations of the user: our own, temporary and out-of-line ones are not looked at.
@@ -72,10 +79,42 @@ _PARTS = (
     "ROW(l.oid, l.collname, l.collnamespace, l.collprovider, l.collisdeterministic)"
     " FROM pg_collation l WHERE l.oid >= 16384",
 )
+#: Catalogs of which initdb fills a good part, and the number that tells an object of the user.
+_SHARED = {
+    "pg_attrdef": "oid",
+    "pg_index": "indexrelid",
+    "pg_trigger": "oid",
+    "pg_rewrite": "oid",
+    "pg_description": "objoid",
+    "pg_constraint": "oid",
+    "pg_proc": "oid",
+    "pg_type": "oid",
+    "pg_operator": "oid",
+    "pg_cast": "oid",
+    "pg_collation": "oid",
+}
+#: Small ones, of which all rows are read.
+_SMALL = {
+    "pg_inherits": "inhrelid",
+    "pg_policy": "oid",
+    "pg_sequence": "seqrelid",
+    "pg_enum": "oid",
+    "pg_namespace": "oid",
+    "pg_extension": "oid",
+    "pg_statistic_ext": "oid",
+    "pg_event_trigger": "oid",
+    "pg_default_acl": "oid",
+    "pg_publication": "oid",
+    "pg_publication_rel": "oid",
+}
+#: Columns and, as TRUNCATE makes a new version of their rows too, the contents of relations.
+_ALWAYS_READ = 2
 
 
-def ddl_hash_function(names: CaptureNames) -> str:
-    """Make the function that answers the hash; our own triggers on the user's tables are part of it.
+def ddl_functions(names: CaptureNames) -> str:
+    """Make the functions that answer the hashes, and whether they differ from those in the table ``state``.
+
+    Our own triggers on the user's tables are part of them.
 
     Args:
         names: Names of the capture.
@@ -83,19 +122,48 @@ def ddl_hash_function(names: CaptureNames) -> str:
     Returns:
         SQL.
     """
-    return (
-        f"CREATE FUNCTION {names.schema}.ddl_hash() RETURNS bigint LANGUAGE plpgsql"
-        f" AS {literal(f'BEGIN RETURN ({ddl_hash_query()}); END')};\n"
+    schema = names.schema
+    # The versions are read before the contents: what is committed in between is seen again the next time.
+    changed = (
+        f"DECLARE\n  seen bigint := {schema}.ddl_versions();\nBEGIN\n"
+        f"IF seen = (SELECT versions FROM {schema}.state) THEN RETURN false; END IF;\n"
+        f"IF {schema}.ddl_hash() IS DISTINCT FROM (SELECT ddl FROM {schema}.state) THEN RETURN true; END IF;\n"
+        f"UPDATE {schema}.state SET versions = seen;\nRETURN false;\nEND"
+    )
+    made = {
+        "ddl_versions": ("bigint", f"BEGIN RETURN ({_versions_query()}); END"),
+        "ddl_hash": ("bigint", f"BEGIN RETURN ({ddl_hash_query()}); END"),
+        "ddl_changed": ("boolean", changed),
+    }
+    return "".join(
+        f"CREATE FUNCTION {schema}.{name}() RETURNS {returns} LANGUAGE plpgsql AS {literal(body)};\n"
+        for name, (returns, body) in made.items()
     )
 
 
+def _versions_query() -> str:
+    # A change makes a new version of a row, and xmin says by which transaction.
+    versions = [
+        *(
+            f"ROW(x.{number}, x.xmin) FROM {catalog} x WHERE x.{number} >= 16384"
+            for catalog, number in _SHARED.items()
+        ),
+        *(f"ROW(x.{number}, x.xmin) FROM {catalog} x" for catalog, number in _SMALL.items()),
+    ]
+    return _hash_of([*_PARTS[:_ALWAYS_READ], *versions])
+
+
 def ddl_hash_query() -> str:
-    """Return the query of the hash itself."""
+    """Return the query of the hash of the contents."""
+    return _hash_of(_PARTS)
+
+
+def _hash_of(rows: Sequence[str]) -> str:
     ours = "ARRAY[" + ", ".join(literal(schema) for schema in OUR_SCHEMAS) + "]::name[]"
     spaces = f"SELECT n.oid FROM pg_namespace n WHERE n.nspname !~ '^pg_' AND n.nspname <> ALL ({ours})"
     parts = " UNION ALL ".join(
         f"SELECT hash_record_extended({part.format(ours=ours).replace(' FROM ', f', {number}) FROM ', 1)}"
-        for number, part in enumerate(_PARTS)
+        for number, part in enumerate(rows)
     )
     return (
         f"WITH spaces AS MATERIALIZED ({spaces}), rel AS MATERIALIZED ({_RELATIONS})"

@@ -24,7 +24,7 @@ from keikaku_snapshots.postgres.capture_net import rewind_function
 from keikaku_snapshots.postgres.capture_owner import cascades, owner_functions
 from keikaku_snapshots.postgres.capture_tables import CapturedTable, captured_tables
 from keikaku_snapshots.postgres.connect import connect, translated
-from keikaku_snapshots.postgres.ddl_watch import ddl_hash_function
+from keikaku_snapshots.postgres.ddl_watch import ddl_functions
 from keikaku_snapshots.snapshots import guards
 from keikaku_snapshots.snapshots.rewind_functions import main_functions, sequence_functions, sequence_names
 from keikaku_snapshots.snapshots.rewind_suspension import suspension_functions, suspensions
@@ -225,8 +225,8 @@ def _arm(
         "objects": dict(catalog.fingerprint(connection).objects),
     }
     connection.execute(
-        f"INSERT INTO {NAMES.schema}.state (made_at, snapshot, about, ddl)"  # noqa: S608
-        f" VALUES (now(), %s, %s, {NAMES.schema}.ddl_hash())",
+        f"INSERT INTO {NAMES.schema}.state (made_at, snapshot, about, versions, ddl)"  # noqa: S608
+        f" VALUES (now(), %s, %s, {NAMES.schema}.ddl_versions(), {NAMES.schema}.ddl_hash())",
         [json.dumps(_as_fields(snapshot)), json.dumps(about)],
     )
     return _described(connection, snapshot, begun)
@@ -289,10 +289,13 @@ def _script(
     parents_first = sorted(tables, key=lambda table: rank.get(table.name, 0))
     parts = [
         f"CREATE SCHEMA {schema};\nCOMMENT ON SCHEMA {schema} IS {literal(MARK)};\n",
-        f"CREATE TABLE {schema}.state (made_at timestamptz, snapshot jsonb, about jsonb, ddl bigint);\n",
+        (
+            f"CREATE TABLE {schema}.state"
+            " (made_at timestamptz, snapshot jsonb, about jsonb, versions bigint, ddl bigint);\n"
+        ),
         f"ALTER TABLE {schema}.state REPLICA IDENTITY FULL;\n",
         common_statements(NAMES),
-        ddl_hash_function(NAMES),
+        ddl_functions(NAMES),
     ]
     for table in tables:
         parts += [

@@ -84,7 +84,7 @@ def _main(names: CaptureNames, way: str, declarations: str, work: str) -> str:
         f"IF EXISTS (SELECT FROM {schema}.broken) OR {schema}.crashed() THEN\n"
         f"  RAISE EXCEPTION 'a capture failed' USING ERRCODE = {literal(STALE_STATE)};\nEND IF;\n"
         f"{work}"
-        f"IF {schema}.ddl_hash() IS DISTINCT FROM (SELECT ddl FROM {schema}.state) THEN\n"
+        f"IF {schema}.ddl_changed() THEN\n"
         f"  RAISE EXCEPTION 'the schema was changed' USING ERRCODE = {literal(STALE_STATE)};\nEND IF;\n"
         f"sequences := {schema}.sequences_moved();\n"
         # Kept until the sequences are back too, so that nobody takes a number in between.
@@ -211,7 +211,7 @@ def _move(names: CaptureNames, tables: Sequence[CapturedTable]) -> str:
     schema = names.schema
     body = (
         f"BEGIN\nIF EXISTS (SELECT FROM {schema}.broken) OR {schema}.crashed()\n"
-        f"   OR {schema}.ddl_hash() IS DISTINCT FROM (SELECT ddl FROM {schema}.state) THEN RETURN false; END IF;\n"
+        f"   OR {schema}.ddl_changed() THEN RETURN false; END IF;\n"
         + _for_each(names, tables, "{clear}")
         + f"PERFORM {schema}.note_sequences();\n"
         f"UPDATE {schema}.state SET made_at = now(), snapshot = source;\nRETURN true;\nEND"

@@ -123,6 +123,8 @@ def test_ordinary_work_is_no_change_of_the_schema(shared_database: DatabaseURL) 
                     connection.execute(statement.encode())
                 manager.rewind()
             assert state(shared_database) == before
+        run(shared_database, "GRANT SELECT ON staffs TO PUBLIC")
+        assert _is_refused(manager), "a change of the schema after all that"
 
 
 def test_a_refused_rewind_changes_nothing(shared_database: DatabaseURL) -> None:
