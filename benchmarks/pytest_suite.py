@@ -1,10 +1,14 @@
 """D1: what isolation by the pytest plugin costs a suite of 200 tests that commit five times each.
 
-The same suite on the medium dataset with ``-n 2``, once rewound after each
-test and once without isolation. Every test has to find rows to change, or the
-suite without isolation would have less to do: what its tests delete stays
-deleted, so it is taken from tables with many rows. Added up are call and teardown of each test;
-the last test of each worker is left out, because the end of the run is in its
+One run with ``-n 2`` on the medium dataset has the suite twice, test by test
+in turn: rewound after the test, and without isolation in a database of its
+own. The speed of a machine changes from one second to the next, by more than
+what is measured here; two tests that follow each other meet the same.
+
+Every test has to find rows to change, or the suite without isolation would
+have less to do: what its tests delete stays deleted, so it is taken from
+tables with many rows. Added up are call and teardown of each test; the last
+test of each worker is left out, because the end of the run is in its
 teardown.
 """
 
@@ -12,12 +16,12 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
-from functools import partial
 from typing import TYPE_CHECKING
 
-from benchmarks.measure import Bar, Result, compare
+from benchmarks.measure import Bar, Result
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 
 _TESTS = 200
 _LIMIT = 1.5
+_NAMES = {"rewind": "rewound after each", "none": "without isolation"}
 _SUITE = f"""
 import psycopg
 import pytest
@@ -38,8 +43,13 @@ CHANGES = (
     " WHERE id IN (SELECT id FROM welfare_recipients LIMIT 20)",
     "DELETE FROM office_welfare_recipients WHERE id IN (SELECT id FROM office_welfare_recipients LIMIT 20)",
 )
+MARKS = {{
+    isolation: pytest.mark.keikaku(snapshot=f"for_{{isolation}}", scale="medium", isolation=isolation)
+    for isolation in {tuple(_NAMES)}
+}}
 
 @pytest.mark.parametrize("number", range({_TESTS}))
+@pytest.mark.parametrize((), [pytest.param(marks=mark, id=name) for name, mark in MARKS.items()])
 def test_commits(keikaku_db, number):
     with psycopg.connect(keikaku_db, autocommit=True) as connection:
         for change in CHANGES:
@@ -57,18 +67,18 @@ def pytest_runtest_logreport(report):
 
 def pytest_sessionfinish(session):
     if DURATIONS:
-        counted = [seconds for tests in DURATIONS.values() for seconds in list(tests.values())[:-1]]
+        counted = [test for tests in DURATIONS.values() for test in list(tests.items())[:-1]]
         session.config.rootpath.joinpath("durations.json").write_text(json.dumps(counted))
 """
 
 
 def two_hundred_tests(url: DatabaseURL, folder: Path, runs: int) -> Result:
-    """Run the suite in both ways in turn.
+    """Run the suite, both ways in turn.
 
     Args:
         url: A database of the server.
-        folder: For the suite and its snapshot.
-        runs: Measured runs of each way.
+        folder: For the suite and its snapshots.
+        runs: Measured runs; one more comes before them, in which the snapshots are made.
 
     Returns:
         Rewound against not isolated.
@@ -78,28 +88,31 @@ def two_hundred_tests(url: DatabaseURL, folder: Path, runs: int) -> Result:
     (suite / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
     (suite / "conftest.py").write_text(_CONFTEST, encoding="utf-8")
     (suite / "test_suite.py").write_text(_SUITE, encoding="utf-8")
-    return compare(
+    _run(suite, url)
+    taken = [_run(suite, url) for _ in range(runs)]
+    samples = {name: [run[isolation] for run in taken] for isolation, name in _NAMES.items()}
+    rewound, plain = samples.values()
+    return Result(
         f"call and teardown of {_TESTS} tests with 5 commits each, medium, -n 2",
-        {
-            "rewound after each": partial(_run, suite, url, "rewind"),
-            "without isolation": partial(_run, suite, url, "none"),
-        },
+        samples,
+        statistics.median(one / other for one, other in zip(rewound, plain, strict=True)),
         Bar("D1", _LIMIT, "ratio"),
-        runs=runs,
     )
 
 
-def _run(suite: Path, url: DatabaseURL, isolation: str) -> float:
-    """Seconds of call and teardown, all tests together."""
+def _run(suite: Path, url: DatabaseURL) -> dict[str, float]:
+    """Seconds of call and teardown of all tests together, by isolation."""
     subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider"),
-            *("--keikaku-scale=medium", f"--keikaku-isolation={isolation}"),
-        ],
+        [sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider"],
         cwd=suite,
         env={**os.environ, "KEIKAKU_DB_URL": url.text, "PYTHONPATH": ""},
         check=True,
         stdout=subprocess.DEVNULL,
     )
-    counted: list[float] = json.loads((suite / "durations.json").read_text(encoding="utf-8"))
+    durations: list[tuple[str, float]] = json.loads((suite / "durations.json").read_text(encoding="utf-8"))
+    return {isolation: _sum_of(durations, isolation) for isolation in _NAMES}
+
+
+def _sum_of(durations: list[tuple[str, float]], isolation: str) -> float:
+    counted = [seconds for test, seconds in durations if isolation in test]
     return sum(counted) * _TESTS / len(counted)

@@ -153,14 +153,7 @@ def common_statements(names: CaptureNames) -> str:
             returns="void",
         )
         + function(f"{schema}.sees_all", _SEES_ALL, returns="boolean")
-        + function(
-            f"{schema}.begin_write",
-            # A condition is evaluated at once; PERFORM would start a query each time.
-            f"BEGIN IF pg_catalog.pg_advisory_xact_lock_shared({names.lock_arguments}) IS NULL THEN END IF;"
-            " RETURN NULL; END",
-            definer=False,
-            settings="",
-        )
+        + function(f"{schema}.begin_write", "BEGIN RETURN NULL; END", definer=False, settings="")
         + function(
             f"{schema}.change_keys",
             f"BEGIN PERFORM pg_catalog.set_config({literal(_KEYS_CHANGE)}, 'on', true); RETURN NULL; END",
@@ -235,7 +228,7 @@ def _capture_functions(names: CaptureNames, table: CapturedTable) -> Iterable[st
 def _guarded(names: CaptureNames, body: str) -> str:
     """Let the application's statement pass whatever happens to ours, unless the capture is strict.
 
-    The switch is read here and not in WHEN, which the server parses anew for each statement.
+    The switch is read here and not in WHEN, as the function has to be compiled anyway.
     """
     # A column of the user may be called "new" or "tg_op".
     head = f"#variable_conflict use_column\nBEGIN\nIF NOT ({names.active}) THEN RETURN NULL; END IF;\n"
@@ -388,8 +381,11 @@ def _triggers(names: CaptureNames, table: CapturedTable, member: Member) -> str:
     target = member.identifier
     made: dict[str, str] = {}
     if names.lock:
+        # Asking the condition takes the lock; it is never true. The server parses it anew for each statement, but a
+        # function in its place would be compiled for each table in each session.
         made["write"] = (
             f"BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON {target}"
+            f" WHEN (pg_catalog.pg_advisory_xact_lock_shared({names.lock_arguments}) IS NULL)"
             f" EXECUTE FUNCTION {names.schema}.begin_write()"
         )
     if names.lock and table.mode == "keys":
