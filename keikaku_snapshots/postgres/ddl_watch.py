@@ -79,13 +79,13 @@ _PARTS = (
     "ROW(l.oid, l.collname, l.collnamespace, l.collprovider, l.collisdeterministic)"
     " FROM pg_collation l WHERE l.oid >= 16384",
 )
-#: Catalogs of which initdb fills a good part, and the number that tells an object of the user.
+#: Catalogs of which initdb fills a good part, and what tells their rows apart, the number of an object first.
 _SHARED = {
     "pg_attrdef": "oid",
     "pg_index": "indexrelid",
     "pg_trigger": "oid",
     "pg_rewrite": "oid",
-    "pg_description": "objoid",
+    "pg_description": "objoid, classoid, objsubid",
     "pg_constraint": "oid",
     "pg_proc": "oid",
     "pg_type": "oid",
@@ -95,7 +95,7 @@ _SHARED = {
 }
 #: Small ones, of which all rows are read.
 _SMALL = {
-    "pg_inherits": "inhrelid",
+    "pg_inherits": "inhrelid, inhseqno",
     "pg_policy": "oid",
     "pg_sequence": "seqrelid",
     "pg_enum": "oid",
@@ -142,13 +142,14 @@ def ddl_functions(names: CaptureNames) -> str:
 
 
 def _versions_query() -> str:
-    # A change makes a new version of a row, and xmin says by which transaction.
+    # A change makes a new version of a row, and xmin says by which transaction. Equal rows would cancel each other
+    # out in the hash, so the whole key is in it.
     versions = [
         *(
-            f"ROW(x.{number}, x.xmin) FROM {catalog} x WHERE x.{number} >= 16384"
-            for catalog, number in _SHARED.items()
+            f"ROW({key}, xmin) FROM {catalog} WHERE {key.split(',')[0]} >= 16384"
+            for catalog, key in _SHARED.items()
         ),
-        *(f"ROW(x.{number}, x.xmin) FROM {catalog} x" for catalog, number in _SMALL.items()),
+        *(f"ROW({key}, xmin) FROM {catalog}" for catalog, key in _SMALL.items()),
     ]
     return _hash_of([*_PARTS[:_ALWAYS_READ], *versions])
 

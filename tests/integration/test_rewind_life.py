@@ -62,6 +62,7 @@ DDL = {
     "function": "CREATE OR REPLACE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 2'",
     "grant": "GRANT SELECT ON staffs TO PUBLIC",
     "comment": "COMMENT ON TABLE staffs IS 'people'",
+    "comments on two columns": "COMMENT ON COLUMN staffs.id IS 'number'; COMMENT ON COLUMN staffs.email IS 'mail'",
     "validate": "ALTER TABLE staffs VALIDATE CONSTRAINT mail",
     "statistics": "ALTER TABLE staffs ALTER email SET STATISTICS 7",
     "storage": "ALTER TABLE staffs ALTER email SET STORAGE EXTERNAL",
