@@ -13,6 +13,7 @@ import psycopg
 from psycopg import sql
 
 from keikaku_snapshots.errors import UnsafeRestoreError, UsageError
+from keikaku_snapshots.postgres.connect import translate
 
 if TYPE_CHECKING:
     from keikaku_snapshots.postgres.connect import Connection
@@ -215,10 +216,11 @@ def copy_settings(connection: Connection, source: str, target: str) -> None:
 
     Raises:
         UnsafeRestoreError: The role may not set one of them.
+        ConnectError: The connection was lost; nothing was set.
     """
-    settings = database_settings(connection, source)
     statement: sql.Composed | None = None
     try:
+        settings = database_settings(connection, source)
         with connection.transaction():
             if database_settings(connection, target).owner != settings.owner:
                 statement = sql.SQL("ALTER DATABASE {} OWNER TO {}").format(
@@ -228,6 +230,8 @@ def copy_settings(connection: Connection, source: str, target: str) -> None:
             for statement in settings_statements(settings, target):
                 connection.execute(statement)
     except psycopg.Error as error:
+        if connection.closed:
+            raise translate(error, doing="copying the settings of a database") from error
         text = statement.as_string(connection) if statement is not None else "reading the settings"
         raise UnsafeRestoreError(
             f"the settings of database {source!r} cannot be copied",

@@ -472,6 +472,18 @@ def test_settings_that_the_owner_may_not_copy_are_named_beforehand(
         assert databases.database_settings(connection, new).parameters == ()
 
 
+def test_a_lost_connection_is_no_setting_that_cannot_be_copied(
+    server: servers.Server, creator_database: DatabaseURL
+) -> None:
+    """The remedy is another one: nothing is wrong with the database."""
+    new, _ = _scratch(creator_database)
+    with _maintenance(creator_database) as connection:
+        with server.admin() as admin:
+            admin.execute("SELECT pg_terminate_backend(%s, 5000)", [connection.info.backend_pid])
+        with pytest.raises(errors.ConnectError):
+            databases.copy_settings(connection, creator_database.database, new)
+
+
 # --- obstacles
 
 
