@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import select
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 from psycopg.pq import ExecStatus
 
 from keikaku_snapshots.errors import RefusedError, UsageError
@@ -189,8 +191,29 @@ def clone(
 def _create(connection: Connection, statement: sql.Composed, name: str, identity: Identity) -> None:
     check_database_name(name)
     comment = comment_statement(name, identity.to_comment())
+    same = make_conninfo(connection.info.dsn, password=connection.info.password)
     with translated(doing=f"creating database {name}"):
-        _execute_together(connection, [statement, comment])
+        try:
+            _execute_together(connection, [statement, comment])
+        except psycopg.OperationalError:
+            if connection.closed:
+                _mark_late(same, name, comment)
+            raise
+
+
+def _mark_late(conninfo: str, name: str, comment: sql.Composed) -> None:
+    """Mark a database whose session was ended after it was made and before it was marked.
+
+    Where the server itself is gone this fails, and `doctor` names the database.
+    """
+    with suppress(psycopg.Error), psycopg.connect(conninfo, autocommit=True) as again:
+        mark = again.execute(
+            "SELECT pg_catalog.shobj_description(oid, 'pg_database') FROM pg_catalog.pg_database"
+            " WHERE datname = %s",
+            [name],
+        ).fetchone()
+        if mark == (None,):
+            again.execute(comment)
 
 
 def _execute_together(connection: Connection, statements: list[sql.Composed]) -> None:

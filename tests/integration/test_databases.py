@@ -18,7 +18,7 @@ import pytest
 from psycopg import sql
 
 from keikaku_snapshots import errors
-from keikaku_snapshots.postgres import databases
+from keikaku_snapshots.postgres import creation, databases
 from keikaku_snapshots.postgres.connect import connect
 from keikaku_snapshots.postgres.databases import Identity, sibling_name
 
@@ -484,6 +484,26 @@ def test_a_lost_connection_is_no_setting_that_cannot_be_copied(
             databases.copy_settings(connection, creator_database.database, new)
 
 
+def test_a_database_whose_session_is_ended_before_its_mark_gets_it(
+    creator_database: DatabaseURL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a mark nobody of ours would ever find and drop it."""
+    send = creation.send_together
+
+    def interrupted(connection: Connection, statements: list[sql.Composed]) -> None:
+        end = sql.SQL("SELECT pg_terminate_backend(pg_backend_pid())").format()
+        send(connection, [statements[0], end, statements[1]])
+
+    monkeypatch.setattr(creation, "send_together", interrupted)
+    name = sibling_name("new", creator_database.database)
+    with _maintenance(creator_database) as connection, pytest.raises(errors.ConnectError):
+        databases.create_scratch(connection, name, like=creator_database.database)
+    with _maintenance(creator_database) as connection:
+        identity = Identity.from_comment(databases.database_settings(connection, name).comment)
+    assert identity is not None
+    assert identity.target == creator_database.database
+
+
 # --- obstacles
 
 
@@ -795,7 +815,7 @@ def test_an_old_database_stays_as_long_as_was_said(database: DatabaseURL) -> Non
 
 _CHILD = """
 import sys, time
-from keikaku_snapshots.postgres import databases
+from keikaku_snapshots.postgres import creation, databases
 from keikaku_snapshots.postgres.url import DatabaseURL
 url = DatabaseURL.parse(sys.stdin.readline().strip())
 """
