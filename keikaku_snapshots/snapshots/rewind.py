@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from keikaku_snapshots.postgres.url import DatabaseURL
 
 _CALLS = {
-    path: f"SELECT tables, rows, sequences FROM keikaku_rewind.rewind_{path}()"  # noqa: S608
+    path: f"SELECT tables, rows, sequences, raised FROM keikaku_rewind.rewind_{path}()"  # noqa: S608
     for path in ("replica", "owner", "suspended")
 }
 #: What holds for the session of a rewinder.
@@ -43,7 +43,7 @@ _SETTINGS = {
 _SET = """SELECT pg_catalog.set_config(name, value, false)
 FROM pg_catalog.json_each_text(%s::pg_catalog.json) AS wanted(name, value)
 WHERE pg_catalog.current_setting(name, true) IS NOT NULL"""
-_SEQUENCES = "SELECT keikaku_rewind.rewind_sequences()"
+_SEQUENCES = "SELECT keikaku_rewind.rewind_sequences(false)"
 _BUSY = frozenset({"55P03", "40P01"})
 #: Seconds of one try: shorter than the server's deadlock_timeout (1 s), so that it is always we who give way
 #: to a transaction that locked a row (SELECT … FOR UPDATE) and now wants to write.
@@ -174,10 +174,10 @@ class Rewinder:
             row = connection.execute(_CALLS[path]).fetchone()
         if row is None:
             raise KeikakuError("the server gave no answer to a rewind")
-        tables, rows, is_moved = row
-        # Outside of the transaction: a sequence stays where it was set even if the rest is rolled back.
+        tables, rows, is_moved, raised = row
+        # Outside of the transaction: what is set back stays so even if the rest is rolled back.
         moved = connection.execute(_SEQUENCES).fetchone() if is_moved else None
-        return path, tables, rows, moved[0] if moved else 0
+        return path, tables, rows, raised + (moved[0] if moved else 0)
 
     def _connected(self, wait_s: float) -> Connection:
         if self._connection is None or self._connection.closed:

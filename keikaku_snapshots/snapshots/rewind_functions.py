@@ -48,7 +48,7 @@ def main_functions(
 ) -> str:
     """Make the three functions of which the client calls one: ``replica``, ``owner`` or ``suspended``.
 
-    Each returns the number of tables and rows, and whether sequences have to follow.
+    Each returns the number of tables and rows, whether sequences have to follow, and how many are back already.
 
     Args:
         names: Names of the capture.
@@ -86,14 +86,20 @@ def _main(names: CaptureNames, way: str, declarations: str, work: str) -> str:
         f"{work}"
         f"IF {schema}.ddl_changed() THEN\n"
         f"  RAISE EXCEPTION 'the schema was changed' USING ERRCODE = {literal(STALE_STATE)};\nEND IF;\n"
+        "raised := 0;\n"
         f"sequences := {schema}.sequences_moved();\n"
-        # Kept until the sequences are back too, so that nobody takes a number in between.
-        f"IF sequences THEN PERFORM pg_advisory_lock({names.lock_arguments}); END IF;\n"
+        "IF sequences THEN\n"
+        # Before the rows are committed: killed in between, we must leave no sequence behind them.
+        f"  raised := {schema}.rewind_sequences(true);\n"
+        f"  sequences := {schema}.sequences_moved();\n"
+        # Kept until all sequences are back, so that nobody takes a number in between.
+        f"  IF sequences THEN PERFORM pg_advisory_lock({names.lock_arguments}); END IF;\nEND IF;\n"
         "END"
     )
     name = f"{schema}.rewind_{way}"
     return (
-        f"CREATE FUNCTION {name}(OUT tables bigint, OUT rows bigint, OUT sequences boolean) LANGUAGE plpgsql"
+        f"CREATE FUNCTION {name}"
+        "(OUT tables bigint, OUT rows bigint, OUT sequences boolean, OUT raised bigint) LANGUAGE plpgsql"
         f" AS {literal(body)};\n"
         f"REVOKE ALL ON FUNCTION {name}() FROM PUBLIC;\n"
     )
@@ -241,19 +247,32 @@ def sequence_functions(names: CaptureNames, sequences: Sequence[tuple[int, str]]
     )
     others = (
         f"FROM ({present}) now JOIN {schema}.sequences s ON s.relation = now.relation\n"
-        "  WHERE s.last_value <> now.last_value OR s.is_called <> now.is_called"
+        f"  JOIN pg_sequence q ON q.seqrelid = s.relation\n"
+        "  WHERE (s.last_value <> now.last_value OR s.is_called <> now.is_called)"
+    )
+    forward = (
+        "CASE WHEN s.last_value = now.last_value THEN s.is_called WHEN q.seqincrement > 0"
+        " THEN s.last_value > now.last_value ELSE s.last_value < now.last_value END"
     )
     moved = f"BEGIN RETURN {f'EXISTS (SELECT {others})' if sequences else 'false'}; END"
     body = (
         "DECLARE moved record; number bigint := 0;\nBEGIN\n"
         f"FOR moved IN SELECT s.relation, s.last_value, s.is_called\n  {others}\n"
+        f"  AND ({forward} OR NOT only_forward)\n"
         "LOOP\n  PERFORM setval(moved.relation, moved.last_value, moved.is_called); number := number + 1;\n"
-        "END LOOP;\nPERFORM pg_advisory_unlock_all();\nRETURN number;\nEND"
+        "END LOOP;\nIF NOT only_forward THEN PERFORM pg_advisory_unlock_all(); END IF;\nRETURN number;\nEND"
     )
     note = f"BEGIN\nTRUNCATE {schema}.sequences;\nINSERT INTO {schema}.sequences {present};\nEND"
     return (
         f"CREATE TABLE {schema}.sequences (relation oid PRIMARY KEY, last_value bigint, is_called boolean);\n"
         + function(f"{schema}.note_sequences", note, returns="void", definer=False, settings="")
         + function(f"{schema}.sequences_moved", moved, returns="boolean", definer=False, settings="")
-        + function(f"{schema}.rewind_sequences", body, returns="bigint", definer=False, settings="")
+        + function(
+            f"{schema}.rewind_sequences",
+            body,
+            arguments="(only_forward boolean)",
+            returns="bigint",
+            definer=False,
+            settings="",
+        )
     )

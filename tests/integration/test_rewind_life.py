@@ -318,7 +318,7 @@ def test_a_killed_rewind_changes_nothing(shared_database: DatabaseURL) -> None:
 
 
 def test_sequences_are_mended_by_the_next_rewind(shared_database: DatabaseURL) -> None:
-    """RECIPES 2.11: a kill between the rows' commit and the sequences leaves gaps until the next rewind."""
+    """RECIPES 2.11: a kill between the rows' commit and the sequences leaves gaps until the next rewind, no more."""
     run(shared_database, SHOP)
     before = state(shared_database)
     with SnapshotManager(shared_database) as manager:
@@ -328,6 +328,27 @@ def test_sequences_are_mended_by_the_next_rewind(shared_database: DatabaseURL) -
         assert state(shared_database)["public.staffs"] == before["public.staffs"]
         assert state(shared_database) != before
         manager.rewind()
+        assert state(shared_database) == before
+
+
+def test_no_sequence_is_behind_the_rows_when_a_rewind_is_killed(shared_database: DatabaseURL) -> None:
+    """What was set back goes forward before the rows are committed: the application would meet its own numbers."""
+    run(
+        shared_database, SHOP + "; CREATE SEQUENCE down INCREMENT -1; SELECT nextval('down'), nextval('down')"
+    )
+    before = state(shared_database)
+    with SnapshotManager(shared_database) as manager:
+        manager.checkpoint()
+        run(shared_database, "TRUNCATE staffs RESTART IDENTITY; INSERT INTO staffs DEFAULT VALUES")
+        run(shared_database, "SELECT setval('down', -1), nextval('offices_id_seq')")
+        run(shared_database, "SET session_replication_role = replica; SELECT keikaku_rewind.rewind_replica()")
+        run(shared_database, "INSERT INTO staffs DEFAULT VALUES")
+        with connect(shared_database) as connection:
+            assert connection.execute("SELECT nextval('down')").fetchone() == (-3,)
+        assert manager.rewind().sequences == 3
+        assert state(shared_database) == before
+        run(shared_database, "ALTER SEQUENCE staffs_id_seq RESTART")
+        assert manager.rewind().sequences == 1
         assert state(shared_database) == before
 
 
