@@ -155,11 +155,11 @@ class Rewinder:
             return self._run(wait_s)
 
     def _run(self, wait_s: float) -> tuple[str, int, int, int]:
-        connection = self._connected(wait_s)
+        self._was_lost = False
         try:
-            return self._call(connection)
+            return self._call(self._connected(wait_s))
         except BaseException:
-            self._was_lost = connection.closed
+            self._was_lost = self._connection is not None and self._connection.closed
             self.close()  # a lock of the session outlives its failed transaction
             raise
 

@@ -184,3 +184,19 @@ def test_tables_of_extensions_are_told(database: DatabaseURL) -> None:
     run(database, "CREATE TABLE of_it (id int); ALTER EXTENSION plpgsql ADD TABLE of_it")
     with SnapshotManager(database) as manager:
         assert any("of extensions do not go back: of_it" in line for line in manager.checkpoint().warnings)
+
+
+def test_a_kept_connection_that_was_ended_before_the_first_rewind(shared_database: DatabaseURL) -> None:
+    """The connection of the checkpoint may be gone by then, such as after a restart: another one is made."""
+    run(shared_database, "CREATE TABLE t (id int PRIMARY KEY, v text); INSERT INTO t VALUES (1, 'a')")
+    before = state(shared_database)
+    with SnapshotManager(shared_database) as manager:
+        manager.checkpoint(keep_connection=True)
+        run(shared_database, "UPDATE t SET v = 'b'")
+        run(
+            shared_database,
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        )
+        manager.rewind()
+        assert state(shared_database) == before
