@@ -31,6 +31,8 @@ Rule: TypeAlias = Callable[[bytes, int], Verdict]
 
 _CHUNK_BYTES = 65_536
 _ANSWER_S = 10.0
+#: A session begins with a startup message of version 3; only the question for SSL may come before it.
+_VERSION, _SSL_REQUEST_BYTES = b"\0\3", 8
 
 
 def at_commit_before_it_is_done(chunk: bytes, sent: int) -> Verdict:
@@ -70,7 +72,7 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._ended = threading.Event()
         self._threads: list[threading.Thread] = []
-        #: Connections that clients have opened.
+        #: Sessions that clients have begun; a connection that only asks to cancel a statement is none.
         self.connections = 0
         #: Connections that were cut.
         self.cuts = 0
@@ -102,7 +104,6 @@ class Proxy:
         while not self._ended.is_set():
             if select.select([self._listener], [], [], 0.05)[0]:
                 client, _ = self._listener.accept()
-                self.connections += 1
                 self._run(lambda client=client: self._serve(client))  # type: ignore[misc]
 
     def _serve(self, client: socket.socket) -> None:
@@ -122,6 +123,7 @@ class Proxy:
                             answered += len(chunk)
                         client.sendall(chunk)
                         continue
+                    self.connections += sent <= _SSL_REQUEST_BYTES and chunk[4:6] == _VERSION
                     verdict = self._rule(chunk, sent) if self._cuts_left > 0 else "pass"
                     sent += len(chunk)
                     if verdict != "cut":
