@@ -218,6 +218,22 @@ def connect(
         raise translate(error, url=url, doing="connecting") from error
 
 
+def open_again(conninfo: str) -> Connection:
+    """Open a connection like one that was lost, in autocommit.
+
+    Args:
+        conninfo: All that `connect` had given it, with the password.
+
+    Returns:
+        The connection.
+
+    Raises:
+        psycopg.Error: It cannot be opened.
+    """
+    with inherited_settings_hidden():
+        return psycopg.connect(conninfo, autocommit=True)
+
+
 def _session_settings(
     statement_timeout_s: float | None, lock_timeout_s: float | None, row_security: bool | None
 ) -> dict[str, str]:

@@ -13,14 +13,14 @@ from psycopg.conninfo import make_conninfo
 from psycopg.pq import ExecStatus
 
 from keikaku_snapshots.errors import RefusedError, UsageError
-from keikaku_snapshots.postgres.connect import translate, translated
+from keikaku_snapshots.postgres.connect import open_again, translate, translated
 from keikaku_snapshots.postgres.identity import Identity, Kind
 from keikaku_snapshots.postgres.locks import MAINTENANCE_DATABASE, connect_maintenance
 from keikaku_snapshots.postgres.settings import database_settings
 from keikaku_snapshots.postgres.url import check_database_name
 
 if TYPE_CHECKING:
-    from psycopg.pq.abc import PGconn
+    from psycopg.pq.abc import PGconn, PGresult
 
     from keikaku_snapshots.postgres.connect import Connection
     from keikaku_snapshots.postgres.url import DatabaseURL
@@ -192,32 +192,28 @@ def _create(connection: Connection, statement: sql.Composed, name: str, identity
     check_database_name(name)
     comment = comment_statement(name, identity.to_comment())
     same = make_conninfo(connection.info.dsn, password=connection.info.password)
+    done: list[PGresult] = []
     with translated(doing=f"creating database {name}"):
         try:
-            _execute_together(connection, [statement, comment])
+            _execute_together(connection, [statement, comment], done)
         except psycopg.OperationalError:
-            if connection.closed:
-                _mark_late(same, name, comment)
+            # The first was answered, so the database is the one that we made, and not another of that name.
+            if len(done) == 1:
+                _mark_late(same, comment)
             raise
 
 
-def _mark_late(conninfo: str, name: str, comment: sql.Composed) -> None:
+def _mark_late(conninfo: str, comment: sql.Composed) -> None:
     """Mark a database whose session was ended after it was made and before it was marked.
 
     Where the server itself is gone this fails, and `doctor` names the database.
     """
-    with suppress(psycopg.Error), psycopg.connect(conninfo, autocommit=True) as again:
-        mark = again.execute(
-            "SELECT pg_catalog.shobj_description(oid, 'pg_database') FROM pg_catalog.pg_database"
-            " WHERE datname = %s",
-            [name],
-        ).fetchone()
-        if mark == (None,):
-            again.execute(comment)
+    with suppress(psycopg.Error), open_again(conninfo) as again:
+        again.execute(comment)
 
 
-def _execute_together(connection: Connection, statements: list[sql.Composed]) -> None:
-    """Send statements in one piece, each committed by itself.
+def _execute_together(connection: Connection, statements: list[sql.Composed], done: list[PGresult]) -> None:
+    """Send statements in one piece, each committed by itself; `done` gets the answers of those that were.
 
     The server has read the second before it begins the first, so a client
     killed in between leaves no database without the mark by which we find it
@@ -227,7 +223,7 @@ def _execute_together(connection: Connection, statements: list[sql.Composed]) ->
     pgconn = connection.pgconn
     try:
         send_together(connection, statements)
-        error = _answers(pgconn)
+        error = _answers(pgconn, done)
         pgconn.exit_pipeline_mode()
     except BaseException:
         connection.close()  # also after Ctrl-C: the session is of no use in the middle of an answer
@@ -247,8 +243,8 @@ def send_together(connection: Connection, statements: list[sql.Composed]) -> Non
         pass
 
 
-def _answers(pgconn: PGconn) -> psycopg.Error | None:
-    """Read until the end of the pipeline; give the first error."""
+def _answers(pgconn: PGconn, done: list[PGresult]) -> psycopg.Error | None:
+    """Read until the end of the pipeline; give the first error, and fill `done`."""
     first: psycopg.Error | None = None
     # Not select.select, which takes no descriptor above 1023.
     answer = select.poll()
@@ -263,7 +259,9 @@ def _answers(pgconn: PGconn) -> psycopg.Error | None:
             continue
         if result.status == ExecStatus.PIPELINE_SYNC:
             return first
-        if result.status == ExecStatus.FATAL_ERROR and first is None:
+        if result.status == ExecStatus.COMMAND_OK:
+            done.append(result)
+        elif result.status == ExecStatus.FATAL_ERROR and first is None:
             first = psycopg.errors.error_from_result(result)
 
 
@@ -373,7 +371,7 @@ class WorkLeftToServer:
             KeikakuError: The server refused it.
         """
         try:
-            error = _answers(self._connection.pgconn)
+            error = _answers(self._connection.pgconn, [])
         finally:
             self._connection.close()
         if error is not None:

@@ -484,17 +484,19 @@ def test_a_lost_connection_is_no_setting_that_cannot_be_copied(
             databases.copy_settings(connection, creator_database.database, new)
 
 
+END_OURSELVES = sql.SQL("SELECT pg_terminate_backend(pg_backend_pid())").format()
+
+
 def test_a_database_whose_session_is_ended_before_its_mark_gets_it(
     creator_database: DatabaseURL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a mark nobody of ours would ever find and drop it."""
     send = creation.send_together
-
-    def interrupted(connection: Connection, statements: list[sql.Composed]) -> None:
-        end = sql.SQL("SELECT pg_terminate_backend(pg_backend_pid())").format()
-        send(connection, [statements[0], end, statements[1]])
-
-    monkeypatch.setattr(creation, "send_together", interrupted)
+    monkeypatch.setattr(
+        creation,
+        "send_together",
+        lambda connection, parts: send(connection, [parts[0], END_OURSELVES, parts[1]]),
+    )
     name = sibling_name("new", creator_database.database)
     with _maintenance(creator_database) as connection, pytest.raises(errors.ConnectError):
         databases.create_scratch(connection, name, like=creator_database.database)
@@ -502,6 +504,24 @@ def test_a_database_whose_session_is_ended_before_its_mark_gets_it(
         identity = Identity.from_comment(databases.database_settings(connection, name).comment)
     assert identity is not None
     assert identity.target == creator_database.database
+
+
+def test_a_session_that_is_ended_before_it_made_a_database_marks_none(
+    creator_database: DatabaseURL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database that has the name already is somebody else's; a mark would let us drop it."""
+    send = creation.send_together
+    monkeypatch.setattr(
+        creation, "send_together", lambda connection, parts: send(connection, [END_OURSELVES, *parts])
+    )
+    name = sibling_name("new", creator_database.database)
+    with _maintenance(creator_database) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        with pytest.raises(errors.ConnectError):
+            databases.create_scratch(connection, name, like=creator_database.database)
+    with _maintenance(creator_database) as connection:
+        assert databases.database_settings(connection, name).comment is None
+        connection.execute(sql.SQL("DROP DATABASE {}").format(sql.Identifier(name)))
 
 
 # --- obstacles
