@@ -247,11 +247,11 @@ def sequence_functions(names: CaptureNames, sequences: Sequence[tuple[int, str]]
     )
     others = (
         f"FROM ({present}) now JOIN {schema}.sequences s ON s.relation = now.relation\n"
-        f"  JOIN pg_sequence q ON q.seqrelid = s.relation\n"
         "  WHERE (s.last_value <> now.last_value OR s.is_called <> now.is_called)"
     )
     forward = (
-        "CASE WHEN s.last_value = now.last_value THEN s.is_called WHEN q.seqincrement > 0"
+        "CASE WHEN s.last_value = now.last_value THEN s.is_called"
+        " WHEN (SELECT seqincrement FROM pg_sequence WHERE seqrelid = s.relation) > 0"
         " THEN s.last_value > now.last_value ELSE s.last_value < now.last_value END"
     )
     moved = f"BEGIN RETURN {f'EXISTS (SELECT {others})' if sequences else 'false'}; END"

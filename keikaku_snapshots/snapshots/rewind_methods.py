@@ -159,6 +159,8 @@ class RewindMethods:
     def rewinding(self, *, wait_s: float = WAIT_S) -> Iterator[Checkpoint]:
         """Make a checkpoint before the block and go back to it after, also when the block fails.
 
+        A connection to the database is kept from the checkpoint on, until `close`.
+
         Args:
             wait_s: Seconds to wait for open transactions, each time.
 

@@ -63,6 +63,13 @@ CASES = {
             "TRUNCATE p, c, g RESTART IDENTITY; INSERT INTO p VALUES (1, 'x'); INSERT INTO c (p_id) VALUES (1)",
         ),
     ),
+    "truncate after other changes": Case(
+        PARENTS.format(action=""),
+        (
+            "UPDATE g SET c_id = 5 WHERE id < 3; DELETE FROM g WHERE id = 4; TRUNCATE g; INSERT INTO g VALUES (1, 2), (4, 4)",
+            "UPDATE g SET c_id = NULL; TRUNCATE g; INSERT INTO g VALUES (1, 1); UPDATE g SET c_id = 9",
+        ),
+    ),
     "truncate over a cycle": Case(
         "CREATE TABLE a (id int PRIMARY KEY, b_id int); CREATE TABLE b (id int PRIMARY KEY, a_id int REFERENCES a);"
         "INSERT INTO a SELECT i, i FROM generate_series(1, 5) i; INSERT INTO b SELECT i, i FROM generate_series(1, 5) i;"
@@ -310,6 +317,11 @@ CASES = {
             "DELETE FROM t WHERE k = 'a'; INSERT INTO t (k, v) VALUES ('a', 1)",
             "DELETE FROM t; INSERT INTO t (k, v) VALUES ('b', 5); INSERT INTO c VALUES (7, 'b')",
         ),
+    ),
+    "only an identity outside the key": Case(
+        "CREATE TABLE t (k text PRIMARY KEY, n int GENERATED ALWAYS AS IDENTITY, v int);"
+        "INSERT INTO t (k, v) VALUES ('a', 1), ('b', 2)",
+        ("UPDATE t SET n = DEFAULT, v = 9 WHERE k = 'b'",),
     ),
     "sequences": Case(
         "CREATE SEQUENCE s START 5; CREATE SEQUENCE called; CREATE SEQUENCE back INCREMENT -2; SELECT nextval('called');"

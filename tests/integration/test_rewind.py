@@ -93,6 +93,35 @@ def test_an_open_transaction_is_named(shared_database: DatabaseURL) -> None:
         assert manager.rewind().rows == 60
 
 
+WRITERS = {
+    "truncate": "TRUNCATE staffs",
+    "in a query": "WITH gone AS (DELETE FROM staffs RETURNING id) SELECT count(*) FROM gone",
+    "as a replica": "SET LOCAL session_replication_role = replica; UPDATE staffs SET id = -id",
+    "merge": "MERGE INTO staffs s USING offices o ON s.id = o.id WHEN MATCHED THEN DELETE",
+    "upsert": "INSERT INTO staffs (id) VALUES (1) ON CONFLICT (id) DO UPDATE SET email = 'x'",
+    "without a row": "DELETE FROM staffs WHERE false",
+}
+
+
+@pytest.mark.parametrize("kind", [*WRITERS, "copy"])
+def test_whoever_writes_is_waited_for(shared_database: DatabaseURL, kind: str) -> None:
+    """However a statement writes, its table's trigger takes the lock before the first row."""
+    run(shared_database, SHOP)
+    before = state(shared_database)
+    with SnapshotManager(shared_database) as manager, connect(shared_database) as other:
+        manager.checkpoint()
+        with other.transaction():
+            if kind == "copy":
+                with other.cursor().copy("COPY staffs (email) FROM STDIN") as copy:
+                    copy.write_row(["new"])
+            else:
+                other.execute(WRITERS[kind].encode())
+            with pytest.raises(DatabaseInUseError):
+                manager.rewind(wait_s=0.05)
+        manager.rewind()
+        assert state(shared_database) == before
+
+
 def test_readers_are_not_waited_for(shared_database: DatabaseURL) -> None:
     """An open transaction that only read is in nobody's way."""
     run(shared_database, SHOP)
@@ -134,39 +163,31 @@ def test_protected_databases_are_refused(server: Server, make_database: MakeData
         manager.rewind()
 
 
-def test_close_gives_the_connection_back(shared_database: DatabaseURL) -> None:
-    """The manager keeps one connection for rewinds, until `close`."""
+@pytest.mark.parametrize("keep", [False, True])
+def test_one_connection_serves_all_rewinds_until_close(shared_database: DatabaseURL, keep: bool) -> None:
+    """It may be that of the checkpoint: what that has planned is not planned again."""
     run(shared_database, SHOP)
-    kept = (
-        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'keikaku_snapshots rewind'"
-        " AND datname = current_database()"
-    )
     with connect(shared_database) as connection:
+
+        def sessions() -> list[tuple[object, ...]]:
+            return connection.execute(
+                "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'keikaku_snapshots%'"
+                " AND datname = current_database()"
+            ).fetchall()
+
         with SnapshotManager(shared_database) as manager:
+            manager.checkpoint(keep_connection=keep)
+            if keep:
+                (of_checkpoint,) = sessions()
+            else:
+                until(lambda: sessions() == [])
+            manager.rewind()
+            (kept,) = sessions()
+            assert not keep or kept == of_checkpoint
             manager.checkpoint()
             manager.rewind()
-            manager.rewind()
-            assert connection.execute(kept).fetchone() == (1,)
-        until(lambda: connection.execute(kept).fetchone() == (0,))
-
-
-def test_the_first_rewind_may_use_the_connection_of_the_checkpoint(shared_database: DatabaseURL) -> None:
-    """What that has planned is not planned again; it is given back as the others are."""
-    run(shared_database, SHOP)
-    sessions = (
-        "SELECT pid FROM pg_stat_activity WHERE application_name LIKE 'keikaku_snapshots%'"
-        " AND datname = current_database()"
-    )
-    with connect(shared_database) as connection:
-        with SnapshotManager(shared_database) as manager:
-            manager.checkpoint(keep_connection=True)
-            kept = connection.execute(sessions).fetchall()
-            manager.rewind()
-            assert connection.execute(sessions).fetchall() == kept
-            manager.checkpoint()
-            manager.rewind()
-            until(lambda: connection.execute(sessions).fetchall() == kept)
-        until(lambda: connection.execute(sessions).fetchall() == [])
+            until(lambda: sessions() == [kept])
+        until(lambda: sessions() == [])
 
 
 def test_the_awaitable_block_goes_back(shared_database: DatabaseURL) -> None:
