@@ -15,7 +15,7 @@ from psycopg.pq import TransactionStatus
 from keikaku_snapshots.errors import PatchFailedError, PatchRefusedError
 from keikaku_snapshots.patches.records_schema import SCHEMA
 from keikaku_snapshots.patches.undo import SETTING, find_tables
-from keikaku_snapshots.postgres.ddl_watch import ddl_hash_query
+from keikaku_snapshots.postgres.catalog_hashes import contents_query
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -113,7 +113,7 @@ def _changes_schema(connection: Connection) -> bool:
 def _state(connection: Connection) -> tuple[str, int, str]:
     query = (
         "SELECT pg_catalog.pg_current_xact_id()::text,"
-        f" ({ddl_hash_query()}), pg_catalog.current_setting('{SETTING}', true)"
+        f" ({contents_query()}), pg_catalog.current_setting('{SETTING}', true)"
     )
     row = connection.execute(query.encode()).fetchone()
     return (row[0], row[1], row[2]) if row else ("", 0, "")

@@ -1,7 +1,7 @@
 """What a database holds: the one module to import for it.
 
 Tables, their order and counts are in `tables`, sequences in `sequences`, the
-schema's digest in `fingerprint`, owners and grants in `ownership`.
+schema's digest in `fingerprint`, whether it changed at all in `catalog_hashes`, owners and grants in `ownership`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from psycopg import sql
 
+from keikaku_snapshots.postgres.catalog_hashes import catalog_versions
 from keikaku_snapshots.postgres.columns import Column, columns
 from keikaku_snapshots.postgres.filters import USER_SCHEMA
 from keikaku_snapshots.postgres.fingerprint import (
@@ -56,6 +57,7 @@ __all__ = [
     "TableOrder",
     "alembic_heads",
     "apply_owners_and_grants",
+    "catalog_versions",
     "columns",
     "database_size_bytes",
     "difference",

@@ -395,10 +395,23 @@ def leave_to_server(
     Returns:
         What can be waited for or abandoned.
     """
-    connection = connect_maintenance(
-        url, maintenance=maintenance, application_name="keikaku_snapshots background"
-    )
+    return leave_drop(connect_maintenance(url, maintenance=maintenance), drop_database)
+
+
+def leave_drop(connection: Connection, name: str) -> WorkLeftToServer:
+    """Send a DROP over a session that has nothing else to do, and leave.
+
+    Args:
+        connection: The maintenance database, in autocommit; it ends with the work.
+        name: Database to drop, sessions inside included.
+
+    Returns:
+        What can be waited for or abandoned.
+    """
     # Otherwise the server would notice our absence and stop.
-    connection.execute("SET client_connection_check_interval = 0")
-    send_together(connection, [_drop_statement(drop_database, force=True)])
+    connection.execute(
+        "SELECT pg_catalog.set_config('client_connection_check_interval', '0', false),"
+        " pg_catalog.set_config('application_name', 'keikaku_snapshots background', false)"
+    )
+    send_together(connection, [_drop_statement(name, force=True)])
     return WorkLeftToServer(connection)

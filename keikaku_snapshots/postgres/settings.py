@@ -78,41 +78,34 @@ def database_settings(connection: Connection, database: str) -> DatabaseSettings
     """
     row = connection.execute(
         """
-        SELECT pg_catalog.pg_get_userbyid(d.datdba), d.datacl IS NOT NULL, d.datconnlimit,
-               pg_catalog.shobj_description(d.oid, 'pg_database'), d.datistemplate
+        SELECT pg_catalog.pg_get_userbyid(d.datdba), d.datconnlimit,
+               pg_catalog.shobj_description(d.oid, 'pg_database'), d.datistemplate, d.datacl IS NOT NULL,
+               ARRAY(SELECT ARRAY[
+                       CASE WHEN x.grantee = 0 THEN '' ELSE pg_catalog.pg_get_userbyid(x.grantee)::text END,
+                       x.privilege_type, x.is_grantable::text]
+                   FROM pg_catalog.aclexplode(d.datacl) x ORDER BY 1),
+               ARRAY(SELECT ARRAY[coalesce(r.rolname::text, ''), split_part(c, '=', 1),
+                       substr(c, strpos(c, '=') + 1)]
+                   FROM pg_catalog.pg_db_role_setting s
+                   LEFT JOIN pg_catalog.pg_roles r ON r.oid = s.setrole,
+                   LATERAL unnest(s.setconfig) WITH ORDINALITY u(c, pos)
+                   WHERE s.setdatabase = d.oid ORDER BY coalesce(r.rolname::text, ''), u.pos)
         FROM pg_catalog.pg_database d WHERE d.datname = %s
         """,
         (database,),
     ).fetchone()
     if row is None:
         raise UsageError(f"there is no database {database!r}", hint="Correct the name.")
-    grants = connection.execute(
-        """
-        SELECT CASE WHEN x.grantee = 0 THEN '' ELSE pg_catalog.pg_get_userbyid(x.grantee) END,
-               x.privilege_type, x.is_grantable
-        FROM pg_catalog.pg_database d, LATERAL pg_catalog.aclexplode(d.datacl) x
-        WHERE d.datname = %s ORDER BY 1, 2
-        """,
-        (database,),
-    ).fetchall()
-    parameters = connection.execute(
-        """
-        SELECT coalesce(r.rolname, ''), split_part(c, '=', 1), substr(c, strpos(c, '=') + 1)
-        FROM pg_catalog.pg_db_role_setting s
-        JOIN pg_catalog.pg_database d ON d.oid = s.setdatabase
-        LEFT JOIN pg_catalog.pg_roles r ON r.oid = s.setrole,
-        LATERAL unnest(s.setconfig) WITH ORDINALITY u(c, pos)
-        WHERE d.datname = %s ORDER BY 1, u.pos
-        """,
-        (database,),
-    ).fetchall()
+    owner, connection_limit, comment, is_template, has_grants, grants, parameters = row
     return DatabaseSettings(
-        owner=row[0],
-        grants=tuple(Grant(*grant) for grant in grants) if row[1] else None,
-        connection_limit=row[2],
-        comment=row[3],
-        is_template=row[4],
-        parameters=tuple((parameter[0], parameter[1], parameter[2]) for parameter in parameters),
+        owner=owner,
+        grants=tuple(Grant(role, privilege, grantable == "true") for role, privilege, grantable in grants)
+        if has_grants
+        else None,
+        connection_limit=connection_limit,
+        comment=comment,
+        is_template=is_template,
+        parameters=tuple((role, name, value) for role, name, value in parameters),
     )
 
 

@@ -18,7 +18,7 @@ from psycopg import sql
 
 from keikaku_snapshots.errors import DatabaseInUseError, KeikakuError, OutcomeUnknownError, UsageError
 from keikaku_snapshots.postgres.connect import report_of, translate
-from keikaku_snapshots.postgres.creation import comment_statement
+from keikaku_snapshots.postgres.creation import comment_statement, leave_drop
 from keikaku_snapshots.postgres.identity import Identity
 from keikaku_snapshots.postgres.locks import MAINTENANCE_DATABASE, connect_maintenance
 from keikaku_snapshots.postgres.outcome import transaction_outcome
@@ -60,6 +60,8 @@ def swap_by_rename(
     disconnect: bool = False,
     wait_s: float = 10.0,
     keep_until: str | None = None,
+    drop_old: bool = False,
+    helper: Connection | None = None,
     maintenance: str = MAINTENANCE_DATABASE,
 ) -> Swapped:
     """Let a finished database take the target's place and name.
@@ -77,6 +79,9 @@ def swap_by_rename(
             `QUIET_TIMEOUT_MS` if there are any.
         wait_s: Most seconds for all tries together.
         keep_until: Until when the old database must stay, for its mark.
+        drop_old: Have the server drop the replaced database, without waiting for it.
+        helper: A session of the maintenance database, in autocommit, from which sessions are ended
+            meanwhile; one is opened when None.
         maintenance: Name of the maintenance database.
 
     Returns:
@@ -88,7 +93,7 @@ def swap_by_rename(
         AccessDeniedError: The role may not rename or may not end a session.
     """
     name = target if target is not None else url.database
-    work = _Swap(url, name, replacement, old_name, disconnect, keep_until, maintenance)
+    work = _Swap(url, name, replacement, old_name, disconnect, keep_until, drop_old, helper, maintenance)
     return work.run(wait_s)
 
 
@@ -102,6 +107,8 @@ class _Swap:
     old_name: str
     disconnect: bool
     keep_until: str | None
+    drop_old: bool
+    helper: Connection | None
     maintenance: str
     #: The transaction, once its COMMIT is being sent.
     sent: list[str] = field(default_factory=list)
@@ -114,7 +121,8 @@ class _Swap:
     def run(self, wait_s: float) -> Swapped:
         began = time.monotonic()
         attempts = terminated = 0
-        with self._connect() as session_a, self._connect() as session_b:
+        helper = self._connect() if self.helper is None else contextlib.nullcontext(self.helper)
+        with self._connect() as session_a, helper as session_b:
             oid = self._oid(session_a, self.replacement)
             if oid is None or self._oid(session_a, self.target) is None:
                 missing = self.replacement if oid is None else self.target
@@ -126,6 +134,8 @@ class _Swap:
                 terminated += told
                 seconds = time.monotonic() - began
                 if error is None or self._is_done(error, oid):
+                    if self.drop_old:
+                        self._leave_drop(session_a)
                     return Swapped(self.old_name, seconds, attempts, terminated)
                 again = report_of(error).sqlstate in _TRY_AGAIN and self.disconnect
                 if not again or seconds >= wait_s:
@@ -181,6 +191,16 @@ class _Swap:
         except psycopg.Error as error:
             return error
         return None
+
+    def _leave_drop(self, session: Connection) -> None:
+        """Over the session that renamed: to open another one takes longer than the renames."""
+        try:
+            if session.closed:
+                session = self._connect()
+            leave_drop(session, self.old_name).abandon()
+        except (KeikakuError, psycopg.Error) as error:
+            reason = type(error).__name__
+            _log.warning("replaced database %s is dropped by the next command (%s)", self.old_name, reason)
 
     def _mark(self, comment: str | None) -> Identity:
         identity = Identity(kind="old", target=self.target, comment=comment)

@@ -107,6 +107,16 @@ class RestoreOptions:
     spare: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What was found out about the database before anything is touched."""
+
+    #: Which of the snapshot's roles the connected one can serve.
+    rights: RoleRights
+    #: The templates that may serve it.
+    warm: WarmSource | None = None
+
+
 class Restore:
     """One restore; `run` does it."""
 
@@ -162,11 +172,11 @@ class Restore:
                 self._url, options.lock_wait_s, "restore", maintenance=options.maintenance
             ) as lock,
         ):
-            rights, strategy, reason = self._prepare(lock)
+            target, strategy, reason = self._prepare(lock)
             if strategy == "in_place":
-                self._in_place(rights)
+                self._in_place(target.rights)
             else:
-                strategy, reason = self._swap_or_stay(rights, lock, reason)
+                strategy, reason = self._swap_or_stay(target, lock, reason)
         if not reason.startswith(("warm:", "spare:")):  # nothing was read then
             self._tell("restore", self._snapshot.size_bytes, finished=True)
         seconds = time.monotonic() - self._begun
@@ -176,7 +186,7 @@ class Restore:
 
     # -- before anything is touched ------------------------------------------------
 
-    def _prepare(self, lock: databases.TargetLock) -> tuple[RoleRights, str, str]:
+    def _prepare(self, lock: databases.TargetLock) -> tuple[_Target, str, str]:
         """Look at the target; even the catalog's functions wait for a table that is being altered."""
         timeout_s = self._options.lock_timeout_s
         try:
@@ -186,9 +196,9 @@ class Restore:
                 ) as connection,
                 translated(self._url, "checking the database"),
             ):
-                rights = self._look(connection)
+                target = self._look(connection, lock)
                 choice = StrategyChoice(self._url, self._snapshot, self._options)
-                return rights, *choice.choose(connection, lock.connection)
+                return target, *choice.choose(connection, lock.connection)
         except DatabaseInUseError as error:
             if self._options.hooks and "sessions" in error.details:
                 raise  # says it all already
@@ -196,7 +206,7 @@ class Restore:
 
             raise in_use(self._url) from error
 
-    def _look(self, connection: Connection) -> RoleRights:
+    def _look(self, connection: Connection, lock: databases.TargetLock) -> _Target:
         manifest = self._manifest
         self._check_versions(connection)
         guards.check_writing(connection, self._url, manifest.encoding if manifest else "UTF8")
@@ -204,13 +214,25 @@ class Restore:
             self._warnings.append(
                 f"{self._opened.path.name} has no manifest; it was restored on trust, uncounted"
             )
-            return role_rights(connection, [])
+            return _Target(role_rights(connection, []))
+        rights = role_rights(connection, manifest.roles if manifest.owners else [])
+        warm = self._warm_source(manifest, rights, lock)
+        self._check_schema(connection, manifest, warm)
+        return _Target(rights, warm)
+
+    def _check_schema(self, connection: Connection, manifest: Manifest, warm: WarmSource | None) -> None:
+        """Compare the schemas, unless an earlier restore did and nobody has changed the catalog since."""
+        heads = catalog.alembic_heads(connection)
+        if warm is not None:
+            state = [catalog.catalog_versions(connection), manifest.schema_fingerprint, *heads]
+            if warm.knows_schema(state):
+                return
         tables = [table.name.text for table in catalog.tables(connection) if table.holds_rows]
         guards.check_identity(manifest, tables, self._url, allowed=self._options.from_other_database)
-        now = catalog.fingerprint(connection)
-        lines = guards.drift(manifest, now, catalog.alembic_heads(connection))
+        lines = guards.drift(manifest, catalog.fingerprint(connection), heads)
         self._warnings += guards.check_drift(manifest, lines, self._options.on_schema_mismatch)
-        return role_rights(connection, manifest.roles if manifest.owners else [])
+        if warm is not None and not lines:
+            warm.remember_schema(state)
 
     def _check_versions(self, connection: Connection) -> None:
         """A newer server's dump has settings and syntax that an older one refuses (FAULTS 68)."""
@@ -241,15 +263,15 @@ class Restore:
             )
         self._warnings += result.warnings
 
-    def _swap_or_stay(self, rights: RoleRights, lock: databases.TargetLock, reason: str) -> tuple[str, str]:
+    def _swap_or_stay(self, target: _Target, lock: databases.TargetLock, reason: str) -> tuple[str, str]:
         """Swap; when ``auto`` chose it and somebody came in meanwhile, restore in place instead."""
         disconnect = self._options.strategy in {"swap", "template"} or self._options.disconnect
         try:
-            beside = self._swap(rights, lock, disconnect=disconnect)
+            beside = self._swap(target, lock, disconnect=disconnect)
         except DatabaseInUseError:
             if disconnect or self._options.hooks:
                 raise
-            self._in_place(rights)
+            self._in_place(target.rights)
             return "in_place", "a session connected while the new database was being built"
         return self._in_words(beside, reason)
 
@@ -261,14 +283,14 @@ class Restore:
         strategy = "template" if self._options.strategy == "template" else "swap"
         return strategy, f"cold: {beside.reason}; {reason}" if beside.reason else reason
 
-    def _swap(self, rights: RoleRights, lock: databases.TargetLock, *, disconnect: bool) -> Beside:
+    def _swap(self, target: _Target, lock: databases.TargetLock, *, disconnect: bool) -> Beside:
         """Put a database beside in the live one's place; says where it came from."""
         databases.sweep(lock.connection, target=self._url.database, lock_is_ours=True)
-        warm = self._warm_source(rights, lock)
+        warm = target.warm
         if warm is None:
-            beside = self._build(rights, lock)
+            beside = self._build(target.rights, lock)
         else:
-            beside = warm.beside(lambda: self._build(rights, lock), self._check_file)
+            beside = warm.beside(lambda: self._build(target.rights, lock), self._check_file)
         result = put_in_place(
             self._url,
             beside,
@@ -305,11 +327,13 @@ class Restore:
                 checked.result()  # what the checksum says comes first
                 raise
 
-    def _warm_source(self, rights: RoleRights, lock: databases.TargetLock) -> WarmSource | None:
+    def _warm_source(
+        self, manifest: Manifest, rights: RoleRights, lock: databases.TargetLock
+    ) -> WarmSource | None:
         options = self._options
-        if self._manifest is None or not options.templates or options.strategy == "swap":
+        if not options.templates or options.strategy in {"swap", "in_place"}:
             return None
-        key = template_key(lock.connection, self._manifest, self._url.database, rights)
+        key = template_key(lock.connection, manifest, self._url.database, rights)
         return WarmSource(
             self._url, lock, self._opened, key, spares=options.spare, maintenance=options.maintenance
         )

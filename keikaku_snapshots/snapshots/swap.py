@@ -138,15 +138,14 @@ def put_in_place(
             old_name=old_name,
             disconnect=disconnect,
             keep_until=keep_until,
+            drop_old=keep_until is None,
+            helper=admin,
             maintenance=maintenance,
         )
     except BaseException:
         _drop_quietly(url, scratch, maintenance)
         raise
-    if keep_old_minutes > 0:
-        return SwapResult(old_name, warnings)
-    _leave_drop(url, old_name, maintenance)
-    return SwapResult("", warnings)
+    return SwapResult("" if keep_until is None else old_name, warnings)
 
 
 def refuse_obstacles(admin: Connection, url: DatabaseURL, *, disconnect: bool) -> None:
@@ -258,11 +257,3 @@ def _drop_quietly(url: DatabaseURL, name: str, maintenance: str) -> None:
             databases.drop(connection, name)
     except (KeikakuError, psycopg.Error) as error:
         log.warning("scratch database %s is dropped by the next command (%s)", name, type(error).__name__)
-
-
-def _leave_drop(url: DatabaseURL, name: str, maintenance: str) -> None:
-    """Have the server drop the replaced database, without waiting for it (docs/design.md, Swap)."""
-    try:
-        databases.leave_to_server(url, drop_database=name, maintenance=maintenance).abandon()
-    except (KeikakuError, psycopg.Error) as error:
-        log.warning("replaced database %s is dropped by the next command (%s)", name, type(error).__name__)

@@ -92,6 +92,11 @@ class Found:
         """Files that were read and found right, newest first."""
         return tuple(self.identity.extra.get("verified", ()))
 
+    @property
+    def known_schema(self) -> list[object] | None:
+        """State of a database's catalog that had the snapshot's schema; of what is cloned from here it is that."""
+        return self.identity.extra.get("schema")
+
 
 def template_key(admin: Connection, manifest: Manifest, target: str, rights: RoleRights) -> str:
     """Say what a template must have been made from to serve a restore.
@@ -236,15 +241,15 @@ def new_mark(target: str, key: str, snapshot: str, **facts: Any) -> databases.Id
     return databases.Identity(kind="tpl", target=target, extra=extra)
 
 
-def note_use(admin: Connection, found: Found, verified: Sequence[str]) -> None:
+def note_use(admin: Connection, found: Found, **facts: Any) -> None:
     """Write into a template's mark that it was used now; without waiting for those who clone it.
 
     Args:
         admin: The maintenance database, in autocommit.
         found: The template.
-        verified: Files known to be right, newest first.
+        facts: What else is known now: files found right, state of the catalog.
     """
-    extra = {**found.identity.extra, "used_at": _now(), "verified": list(verified)}
+    extra = {**found.identity.extra, "used_at": _now(), **facts}
     mark = replace(found.identity, extra=extra).to_comment()
     try:
         with admin.transaction():

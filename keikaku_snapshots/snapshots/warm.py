@@ -88,6 +88,7 @@ class WarmSource:
         self._maintenance = maintenance
         self._file = file_identity(opened)
         self._verified = [self._file]
+        self._schema: list[object] | None = None
         self._reason = ""
 
     @property
@@ -116,6 +117,25 @@ class WarmSource:
             built = build()
             return self._keep(built) if ours else replace(built, reason=self._reason)
 
+    # -- the schema ------------------------------------------------------------------
+
+    def knows_schema(self, state: list[object]) -> bool:
+        """Say whether an earlier restore found the snapshot's schema where the catalog was in this state.
+
+        Args:
+            state: What identifies the state, for JSON.
+        """
+        found = templates.find(self._admin, self._key)
+        return found is not None and found.known_schema == state
+
+    def remember_schema(self, state: list[object]) -> None:
+        """Have the next restore know that a catalog in this state has the snapshot's schema.
+
+        Args:
+            state: As in `knows_schema`.
+        """
+        self._schema = state
+
     # -- taking ----------------------------------------------------------------------
 
     def _take(self, verify: Callable[[], object]) -> Beside | None:
@@ -140,9 +160,9 @@ class WarmSource:
         """A clone that waits; two restores never get the same, because only one can rename it."""
         deadline = time.monotonic() + SPARE_WAIT_S
         tried: set[str] = set()
+        again: templates.Found | None = found
         while True:
             in_flight = databases.clones_in_flight(self._admin, self._name)
-            again = templates.find(self._admin, self._key)
             for spare in again.spares if again is not None and again.oid == found.oid else ():
                 if spare in tried:
                     continue
@@ -158,6 +178,7 @@ class WarmSource:
             if not in_flight or time.monotonic() > deadline:
                 return None
             time.sleep(_POLL_S)
+            again = templates.find(self._admin, self._key)
 
     def _clone(self, found: templates.Found) -> Beside | None:
         template = found.template
@@ -246,7 +267,8 @@ class WarmSource:
             found, orphans = templates.look(self._admin)
             ours = next((one for one in found if one.template.key == self._key), None)
             if ours is not None:
-                templates.note_use(self._admin, ours, self._verified)
+                facts = {} if self._schema is None else {"schema": self._schema}
+                templates.note_use(self._admin, ours, verified=self._verified, **facts)
                 others = [one for one in found if one is not ours]
                 gone = of_deleted_snapshots(others, self._opened.snapshot.path.parent)
                 self._drop([name for one in gone for name in (one.template.database, *one.spares)])
