@@ -165,22 +165,27 @@ def _from_environment(
     environment: Mapping[str, str], problems: list[str]
 ) -> tuple[dict[str, str], list[str]]:
     """Texts by path, and warnings about variables that mean nothing."""
+    ours = sorted(
+        name
+        for name in environment
+        if name.startswith("KEIKAKU_")
+        and name not in OTHER_VARIABLES
+        and not name.startswith(FOREIGN_PREFIXES)
+    )
+    if not ours:
+        return {}, []  # what is known takes longer to find out than many a command
     known = {item.variable: item.path for item in schema(explained=False) if item.variable}
     found: dict[str, str] = {}
     warnings: list[str] = []
-    for name in sorted(environment):
-        if name in known and not environment[name].strip():
+    for name in ours:
+        if name not in known:
+            warnings.append(f"the variable {name} is unknown and has no effect{suggestion(name, known)}")
+        elif not environment[name].strip():
             # Half of these come from an unset shell variable, and an empty
             # list of protected words would protect nothing.
             problems.append(f"{known[name]}: {name} is set but empty; unset it or give it a value")
-        elif name in known:
+        else:
             found[known[name]] = environment[name]
-        elif (
-            name.startswith("KEIKAKU_")
-            and name not in OTHER_VARIABLES
-            and not name.startswith(FOREIGN_PREFIXES)
-        ):
-            warnings.append(f"the variable {name} is unknown and has no effect{suggestion(name, known)}")
     return found, warnings
 
 

@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from keikaku_snapshots.config_schema import NAME, NUMBER, schema
+from keikaku_snapshots.config_schema import NAME, NUMBER, read_bounds, schema
 from keikaku_snapshots.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -159,6 +159,7 @@ def validate(
 
     # Strict JSON mode: lists become tuples and texts paths, but "3" is no
     # integer and true is no number.
+    read_bounds()
     before = len(problems)
     text = json.dumps(_json_ready(data, "", problems))
     if len(problems) > before:

@@ -16,10 +16,10 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le  # a dependency of pydantic, part of its interface
-
 if typing.TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from annotated_types import Ge, Gt  # a dependency of pydantic, part of its interface
 
 #: Stands in a path for a name that the user gives, and for the number of an item of a list.
 NAME = "NAME"
@@ -182,6 +182,16 @@ class SchemaField:
     variable: str
 
 
+def read_bounds() -> None:
+    """Import the bounds that the annotations name; before anybody reads those.
+
+    Most commands check no value, and the import takes as long as one of them works.
+    """
+    import annotated_types
+
+    globals().update({name: getattr(annotated_types, name) for name in ("Ge", "Gt")})
+
+
 def schema(kind: type = Settings, prefix: str = "", *, explained: bool = True) -> Iterator[SchemaField]:
     """Walk the settings in the order of the file, groups before their members.
 
@@ -193,6 +203,7 @@ def schema(kind: type = Settings, prefix: str = "", *, explained: bool = True) -
     Yields:
         One value for each setting and each group.
     """
+    read_bounds()
     meanings = _field_comments(kind) if explained else defaultdict(str)
     hints = typing.get_type_hints(kind, include_extras=True)
     for item in dataclasses.fields(kind):
@@ -247,6 +258,8 @@ def _expected(hint: Any) -> str:
         words = ", ".join(typing.get_args(item)) if typing.get_origin(item) is Literal else "texts"
         return f"a list of {words}"
     if typing.get_origin(hint) is Annotated:
+        from annotated_types import Gt, Le
+
         base, *limits = typing.get_args(hint)
         word = "integer" if base is int else "number"
         most = "".join(f" up to {limit.le}" for limit in limits if isinstance(limit, Le))

@@ -19,7 +19,7 @@ from keikaku_snapshots.cli.groups import HelpfulGroup
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: New objects between two searches for garbage; Python's 700 search a hundred times while a command is imported.
+#: New objects between two searches for garbage; with Python's 700 one comes every millisecond of an import.
 _OBJECTS_BETWEEN_SEARCHES = 50_000
 
 #: Name of each command: its module, its attribute there, and what the list of commands says.
@@ -132,6 +132,6 @@ def main(arguments: Sequence[str] | None = None, program: str = "keikaku") -> No
 
     gc.set_threshold(_OBJECTS_BETWEEN_SEARCHES)
     code = run(keikaku, sys.argv[1:] if arguments is None else list(arguments), program)
-    # Nothing is garbage to an interpreter that ends: searching all that is alive took a tenth of a short command.
+    # An interpreter that ends searches all that is alive: a tenth of a short command's time.
     gc.freeze()
     sys.exit(code)

@@ -317,6 +317,10 @@ def _cells(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
+#: What JSON has itself.
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+
+
 def plain(value: Any) -> Any:
     """Turn values of the library into what JSON knows.
 
@@ -326,6 +330,8 @@ def plain(value: Any) -> Any:
     Returns:
         Dictionaries, lists, texts, numbers, booleans and None.
     """
+    if type(value) in _PLAIN:
+        return value
     import dataclasses
 
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

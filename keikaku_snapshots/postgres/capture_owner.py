@@ -23,7 +23,7 @@ from keikaku_snapshots.postgres.capture_net import (
     planning,
 )
 from keikaku_snapshots.postgres.filters import USER_SCHEMA
-from keikaku_snapshots.postgres.tables import catalog_search_path
+from keikaku_snapshots.postgres.session_settings import catalog_search_path
 from keikaku_snapshots.postgres.url import quote_identifier
 
 if TYPE_CHECKING:

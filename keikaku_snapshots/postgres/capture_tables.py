@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from keikaku_snapshots.postgres.filters import USER_SCHEMA, not_extension_member
-from keikaku_snapshots.postgres.tables import TableName, catalog_search_path
+from keikaku_snapshots.postgres.session_settings import catalog_search_path
+from keikaku_snapshots.postgres.tables import TableName
 from keikaku_snapshots.postgres.url import quote_identifier
 
 if TYPE_CHECKING:

@@ -1,7 +1,8 @@
 """What a database holds: the one module to import for it.
 
-Tables, their order and counts are in `tables`, sequences in `sequences`, the
-schema's digest in `fingerprint`, whether it changed at all in `catalog_hashes`, owners and grants in `ownership`.
+Tables, their order and counts are in `tables`, sequences in `sequences`, the schema's
+digest in `fingerprint`, whether anything changed at all in `catalog_hashes`, owners and
+grants in `ownership`.
 """
 
 from __future__ import annotations
@@ -9,11 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from psycopg import sql
-
+from keikaku_snapshots.postgres.alembic import alembic_heads
 from keikaku_snapshots.postgres.catalog_hashes import catalog_versions
 from keikaku_snapshots.postgres.columns import Column, columns
-from keikaku_snapshots.postgres.filters import USER_SCHEMA
 from keikaku_snapshots.postgres.fingerprint import (
     Fingerprint,
     difference,
@@ -29,6 +28,7 @@ from keikaku_snapshots.postgres.ownership import (
     roles_needed,
 )
 from keikaku_snapshots.postgres.sequences import SequenceState, reset_sequences, sequences
+from keikaku_snapshots.postgres.session_settings import unfiltered
 from keikaku_snapshots.postgres.tables import (
     ForeignKey,
     TableInfo,
@@ -38,7 +38,6 @@ from keikaku_snapshots.postgres.tables import (
     row_counts,
     table_order,
     tables,
-    unfiltered,
     user_tables,
 )
 
@@ -141,27 +140,3 @@ def database_size_bytes(connection: Connection) -> int:
     """
     row = connection.execute("SELECT pg_catalog.pg_database_size(pg_catalog.current_database())").fetchone()
     return int(row[0]) if row else 0
-
-
-def alembic_heads(connection: Connection) -> list[str]:
-    """Read the revisions that Alembic recorded, in whatever schema.
-
-    Args:
-        connection: The database.
-
-    Returns:
-        Revisions, sorted; empty without an ``alembic_version`` table.
-    """
-    places = connection.execute(
-        f"""
-        SELECT n.nspname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-        JOIN pg_catalog.pg_attribute a
-          ON a.attrelid = c.oid AND a.attname = 'version_num' AND NOT a.attisdropped
-        WHERE c.relname = 'alembic_version' AND c.relkind IN ('r', 'p') AND {USER_SCHEMA} ORDER BY 1
-        """  # noqa: S608 - constants of this package
-    ).fetchall()
-    heads: set[str] = set()
-    for (schema,) in places:
-        statement = sql.SQL("SELECT version_num FROM {}").format(sql.Identifier(schema, "alembic_version"))
-        heads.update(str(row[0]) for row in connection.execute(statement).fetchall())
-    return sorted(heads)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from keikaku_snapshots.postgres.filters import OUR_SCHEMAS
-from keikaku_snapshots.postgres.tables import catalog_search_path
+from keikaku_snapshots.postgres.session_settings import catalog_search_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from psycopg import sql
 
 from keikaku_snapshots.postgres.connect import translated
-from keikaku_snapshots.postgres.creation import WorkLeftToServer, comment_statement, send_together
+from keikaku_snapshots.postgres.creation import comment_statement
 from keikaku_snapshots.postgres.identity import lock_key
 from keikaku_snapshots.postgres.locks import MAINTENANCE_DATABASE, connect_maintenance
+from keikaku_snapshots.postgres.together import WorkLeftToServer, send_together
 from keikaku_snapshots.postgres.url import check_database_name
 
 if TYPE_CHECKING:

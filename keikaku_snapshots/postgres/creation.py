@@ -1,8 +1,7 @@
-"""Databases are made, cloned and dropped; reasons why they cannot be are found beforehand."""
+"""Databases are made and cloned; reasons why they cannot be are found beforehand."""
 
 from __future__ import annotations
 
-import select
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,20 +9,18 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
-from psycopg.pq import ExecStatus
 
 from keikaku_snapshots.errors import RefusedError, UsageError
-from keikaku_snapshots.postgres.connect import open_again, translate, translated
+from keikaku_snapshots.postgres.connect import open_again, translated
 from keikaku_snapshots.postgres.identity import Identity, Kind
-from keikaku_snapshots.postgres.locks import MAINTENANCE_DATABASE, connect_maintenance
 from keikaku_snapshots.postgres.settings import database_settings
+from keikaku_snapshots.postgres.together import execute_together
 from keikaku_snapshots.postgres.url import check_database_name
 
 if TYPE_CHECKING:
-    from psycopg.pq.abc import PGconn, PGresult
+    from psycopg.pq.abc import PGresult
 
     from keikaku_snapshots.postgres.connect import Connection
-    from keikaku_snapshots.postgres.url import DatabaseURL
 
 #: pg_database.datlocprovider in words.
 _PROVIDERS = {"c": "libc", "i": "icu", "b": "builtin"}
@@ -195,7 +192,7 @@ def _create(connection: Connection, statement: sql.Composed, name: str, identity
     done: list[PGresult] = []
     with translated(doing=f"creating database {name}"):
         try:
-            _execute_together(connection, [statement, comment], done)
+            execute_together(connection, [statement, comment], done)
         except psycopg.OperationalError:
             # The first was answered, so the database is the one that we made, and not another of that name.
             if len(done) == 1:
@@ -210,59 +207,6 @@ def _mark_late(conninfo: str, comment: sql.Composed) -> None:
     """
     with suppress(psycopg.Error), open_again(conninfo) as again:
         again.execute(comment)
-
-
-def _execute_together(connection: Connection, statements: list[sql.Composed], done: list[PGresult]) -> None:
-    """Send statements in one piece, each committed by itself; `done` gets the answers of those that were.
-
-    The server has read the second before it begins the first, so a client
-    killed in between leaves no database without the mark by which we find it
-    again. psycopg's own pipeline sends them in two pieces, and the server
-    throws the second away when it cannot deliver the answer to the first.
-    """
-    pgconn = connection.pgconn
-    try:
-        send_together(connection, statements)
-        error = _answers(pgconn, done)
-        pgconn.exit_pipeline_mode()
-    except BaseException:
-        connection.close()  # also after Ctrl-C: the session is of no use in the middle of an answer
-        raise
-    if error is not None:
-        raise error
-
-
-def send_together(connection: Connection, statements: list[sql.Composed]) -> None:
-    """Send statements in one piece and do not wait for the answers."""
-    pgconn = connection.pgconn
-    pgconn.enter_pipeline_mode()
-    for statement in statements:
-        pgconn.send_query_params(statement.as_bytes(connection), None)
-    pgconn.pipeline_sync()
-    while pgconn.flush():
-        pass
-
-
-def _answers(pgconn: PGconn, done: list[PGresult]) -> psycopg.Error | None:
-    """Read until the end of the pipeline; give the first error, and fill `done`."""
-    first: psycopg.Error | None = None
-    # Not select.select, which takes no descriptor above 1023.
-    answer = select.poll()
-    answer.register(pgconn.socket, select.POLLIN)
-    while True:
-        pgconn.flush()
-        while pgconn.is_busy():
-            answer.poll()
-            pgconn.consume_input()
-        result = pgconn.get_result()
-        if result is None:
-            continue
-        if result.status == ExecStatus.PIPELINE_SYNC:
-            return first
-        if result.status == ExecStatus.COMMAND_OK:
-            done.append(result)
-        elif result.status == ExecStatus.FATAL_ERROR and first is None:
-            first = psycopg.errors.error_from_result(result)
 
 
 def comment_statement(name: str, comment: str | None) -> sql.Composed:
@@ -307,111 +251,3 @@ def collation_mismatch(connection: Connection, database: str) -> str | None:
         f"Its collation version is {row[0]}, the server's libraries have {row[1]}: "
         "indexes on text may be in another order."
     )
-
-
-def drop(connection: Connection, name: str, *, force: bool = True, only_ours: bool = True) -> bool:
-    """Drop a database; without a word if it is gone already.
-
-    Args:
-        connection: The maintenance database, in autocommit.
-        name: The database.
-        force: End the sessions inside.
-        only_ours: Refuse a database without our mark in its comment.
-
-    Returns:
-        True if it was there.
-
-    Raises:
-        RefusedError: It is not ours, or a replication slot would vanish with it.
-        DatabaseInUseError: Sessions are inside and `force` is False.
-        AccessDeniedError: It belongs to another role.
-    """
-    try:
-        settings = database_settings(connection, name)
-    except UsageError:
-        return False  # it is gone already
-    if only_ours and Identity.from_comment(settings.comment) is None:
-        raise RefusedError(
-            f"database {name!r} was not made by keikaku_snapshots",
-            found="Its comment does not say so.",
-            hint="Drop it by hand if it is not needed.",
-        )
-    slots = connection.execute(
-        "SELECT slot_name FROM pg_catalog.pg_replication_slots WHERE database = %s ORDER BY 1", (name,)
-    ).fetchall()
-    if slots:
-        names = ", ".join(str(row[0]) for row in slots)
-        raise RefusedError(
-            f"database {name!r} has replication slots that would be lost",
-            found=names,
-            hint="Drop the slots first.",
-        )
-    with translated(doing=f"dropping database {name}"):
-        if settings.is_template:
-            connection.execute(sql.SQL("ALTER DATABASE {} IS_TEMPLATE false").format(sql.Identifier(name)))
-        connection.execute(_drop_statement(name, force=force))
-    return True
-
-
-def _drop_statement(name: str, *, force: bool) -> sql.Composed:
-    ending = sql.SQL(" WITH (FORCE)" if force else "")
-    return sql.SQL("DROP DATABASE IF EXISTS {}{}").format(sql.Identifier(name), ending)
-
-
-class WorkLeftToServer:
-    """Statements that were sent; the server ends them whether or not we stay."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def wait(self) -> None:
-        """Wait for the end.
-
-        Raises:
-            KeikakuError: The server refused it.
-        """
-        try:
-            error = _answers(self._connection.pgconn, [])
-        finally:
-            self._connection.close()
-        if error is not None:
-            raise translate(error)
-
-    def abandon(self) -> None:
-        """Close the connection; the server goes on."""
-        self._connection.close()
-
-
-def leave_to_server(
-    url: DatabaseURL, *, drop_database: str, maintenance: str = MAINTENANCE_DATABASE
-) -> WorkLeftToServer:
-    """Send a DROP and leave; no process of ours remains (docs/design.md, Swap).
-
-    Args:
-        url: Any database of the server.
-        drop_database: Database to drop, sessions inside included.
-        maintenance: Name of the maintenance database.
-
-    Returns:
-        What can be waited for or abandoned.
-    """
-    return leave_drop(connect_maintenance(url, maintenance=maintenance), drop_database)
-
-
-def leave_drop(connection: Connection, name: str) -> WorkLeftToServer:
-    """Send a DROP over a session that has nothing else to do, and leave.
-
-    Args:
-        connection: The maintenance database, in autocommit; it ends with the work.
-        name: Database to drop, sessions inside included.
-
-    Returns:
-        What can be waited for or abandoned.
-    """
-    # Otherwise the server would notice our absence and stop.
-    connection.execute(
-        "SELECT pg_catalog.set_config('client_connection_check_interval', '0', false),"
-        " pg_catalog.set_config('application_name', 'keikaku_snapshots background', false)"
-    )
-    send_together(connection, [_drop_statement(name, force=True)])
-    return WorkLeftToServer(connection)

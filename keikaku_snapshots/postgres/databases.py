@@ -1,7 +1,7 @@
 """Databases beside the target: the one module to import for them.
 
-Made and dropped in `creation`, copied in `cloning`, marked in `identity`, found again in
-`leftovers`, locked in `locks`, exchanged in `swap`; what stands in the way is in
+Made in `creation`, copied in `cloning`, dropped in `dropping`, marked in `identity`, found
+again in `leftovers`, locked in `locks`, exchanged in `swap`; what stands in the way is in
 `obstacles`, a database's own settings are in `settings`, those who are inside in
 `sessions`.
 """
@@ -18,15 +18,13 @@ from keikaku_snapshots.postgres.cloning import (
 )
 from keikaku_snapshots.postgres.creation import (
     LocaleOptions,
-    WorkLeftToServer,
     clone,
     collation_mismatch,
     create_scratch,
     database_exists,
-    drop,
-    leave_to_server,
     locale_options,
 )
+from keikaku_snapshots.postgres.dropping import drop, drop_quietly, leave_to_server
 from keikaku_snapshots.postgres.identity import Identity, Kind, lock_key, sibling_name
 from keikaku_snapshots.postgres.leftovers import Leftover, leftovers, our_databases, sweep, unmarked
 from keikaku_snapshots.postgres.locks import (
@@ -54,6 +52,7 @@ from keikaku_snapshots.postgres.settings import (
     uncopyable_settings,
 )
 from keikaku_snapshots.postgres.swap import Swapped, swap_by_rename
+from keikaku_snapshots.postgres.together import WorkLeftToServer
 
 __all__ = [
     "FILE_COPY_BYTES",
@@ -79,6 +78,7 @@ __all__ = [
     "database_exists",
     "database_settings",
     "drop",
+    "drop_quietly",
     "holder_of",
     "leave_clone_to_server",
     "leave_to_server",

@@ -3,6 +3,7 @@
 Event triggers need a superuser; this needs nothing. Asked first are the
 versions of the catalog's rows, and only when one changed their contents.
 """
+# ruff: noqa: E501, S608 - SQL is put together from names that are quoted and constants of this package
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from keikaku_snapshots.postgres.fingerprint_queries import QUERIES
-from keikaku_snapshots.postgres.tables import catalog_search_path
+from keikaku_snapshots.postgres.session_settings import catalog_search_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

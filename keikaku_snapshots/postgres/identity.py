@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import socket
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -106,7 +105,7 @@ def sibling_name(kind: Kind, target: str, token: str | None = None) -> str:
     Raises:
         InvalidNameError: The token is too long or has other characters.
     """
-    ending = token if token is not None else secrets.token_hex(4)
+    ending = token if token is not None else os.urandom(4).hex()
     if not ending.isascii() or not ending.isalnum() or len(ending) > 40:
         raise InvalidNameError(
             "a token of a database name must be at most 40 letters and digits", found=ending[:80]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
 
 from keikaku_snapshots.errors import AccessDeniedError, RefusedError
-from keikaku_snapshots.postgres.creation import drop
+from keikaku_snapshots.postgres.dropping import drop
 from keikaku_snapshots.postgres.identity import Identity, Kind
 from keikaku_snapshots.postgres.locks import holder_of, try_lock, unlock
 

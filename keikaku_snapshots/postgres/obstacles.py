@@ -75,29 +75,7 @@ def obstacles_to_swap(connection: Connection, database: str, *, disconnect: bool
     Returns:
         Reasons in plain words, empty if nothing is in the way.
     """
-    reasons = _obstacles_of_role(connection, database)
-    reasons += [
-        f"logical replication slot {slot} would be lost with the old database"
-        for (slot,) in connection.execute(
-            "SELECT slot_name FROM pg_catalog.pg_replication_slots WHERE database = %s ORDER BY 1",
-            (database,),
-        ).fetchall()
-    ]
-    reasons += [
-        f"subscription {name} keeps the old database from being dropped"
-        for (name,) in connection.execute(
-            "SELECT s.subname FROM pg_catalog.pg_subscription s "
-            "JOIN pg_catalog.pg_database d ON d.oid = s.subdbid "
-            "WHERE d.datname = %s ORDER BY 1",
-            (database,),
-        ).fetchall()
-    ]
-    reasons += [
-        f"prepared transaction {gid!r} of {owner} is open"
-        for gid, owner in connection.execute(
-            "SELECT gid, owner FROM pg_catalog.pg_prepared_xacts WHERE database = %s ORDER BY 1", (database,)
-        ).fetchall()
-    ]
+    reasons = _obstacles_of_server(connection, database)
     reasons += uncopyable_settings(connection, database)
     inside = sessions_in(connection, database)
     if disconnect:
@@ -109,18 +87,25 @@ def obstacles_to_swap(connection: Connection, database: str, *, disconnect: bool
     return reasons
 
 
-def _obstacles_of_role(connection: Connection, database: str) -> list[str]:
+def _obstacles_of_server(connection: Connection, database: str) -> list[str]:
     row = connection.execute(
         """
         SELECT r.rolsuper, r.rolcreatedb, pg_catalog.pg_has_role(d.datdba, 'USAGE'),
-               pg_catalog.pg_get_userbyid(d.datdba), d.datname = current_database(), d.datistemplate
+               pg_catalog.pg_get_userbyid(d.datdba), d.datname = current_database(), d.datistemplate,
+               ARRAY(SELECT l.slot_name::text FROM pg_catalog.pg_replication_slots l
+                   WHERE l.database = d.datname ORDER BY 1),
+               ARRAY(SELECT s.subname::text FROM pg_catalog.pg_subscription s
+                   WHERE s.subdbid = d.oid ORDER BY 1),
+               ARRAY(SELECT ARRAY[p.gid, p.owner::text] FROM pg_catalog.pg_prepared_xacts p
+                   WHERE p.database = d.datname ORDER BY 1)
         FROM pg_catalog.pg_roles r, pg_catalog.pg_database d WHERE r.rolname = current_user AND d.datname = %s
         """,
         (database,),
     ).fetchone()
     if row is None:
         raise UsageError(f"there is no database {database!r}", hint="Correct the name, or create it.")
-    is_superuser, may_create, is_owner, owner, is_maintenance, is_template = row
+    is_superuser, may_create, is_owner, owner, is_maintenance, is_template = row[:6]
+    slots, subscriptions, prepared = row[6:]
     reasons = []
     if is_maintenance:
         reasons.append("it is the maintenance database itself; name another one (maintenance_database)")
@@ -130,4 +115,7 @@ def _obstacles_of_role(connection: Connection, database: str) -> list[str]:
         reasons.append(f"the database belongs to {owner}, and the role is no member of it")
     if not is_superuser and not may_create:
         reasons.append("the role may not create or rename databases (ALTER ROLE … CREATEDB)")
+    reasons += [f"logical replication slot {slot} would be lost with the old database" for slot in slots]
+    reasons += [f"subscription {name} keeps the old database from being dropped" for name in subscriptions]
+    reasons += [f"prepared transaction {gid!r} of {role} is open" for gid, role in prepared]
     return reasons

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from keikaku_snapshots.postgres.filters import not_extension_member
-from keikaku_snapshots.postgres.tables import catalog_search_path
+from keikaku_snapshots.postgres.session_settings import catalog_search_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -18,7 +18,8 @@ from psycopg import sql
 
 from keikaku_snapshots.errors import DatabaseInUseError, KeikakuError, OutcomeUnknownError, UsageError
 from keikaku_snapshots.postgres.connect import report_of, translate
-from keikaku_snapshots.postgres.creation import comment_statement, leave_drop
+from keikaku_snapshots.postgres.creation import comment_statement
+from keikaku_snapshots.postgres.dropping import leave_drop
 from keikaku_snapshots.postgres.identity import Identity
 from keikaku_snapshots.postgres.locks import MAINTENANCE_DATABASE, connect_maintenance
 from keikaku_snapshots.postgres.outcome import transaction_outcome

@@ -6,7 +6,6 @@ where there is one, so that counts can be taken in an exported snapshot.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -14,9 +13,10 @@ from psycopg import sql
 
 from keikaku_snapshots.postgres.filters import USER_SCHEMA, not_extension_member
 from keikaku_snapshots.postgres.ordering import order_by_references
+from keikaku_snapshots.postgres.session_settings import catalog_search_path, unfiltered
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from keikaku_snapshots.postgres.connect import Connection
 
@@ -216,45 +216,6 @@ def foreign_keys(connection: Connection) -> list[ForeignKey]:
         )
         for row in rows
     ]
-
-
-@contextmanager
-def _setting(connection: Connection, name: str, value: str) -> Iterator[None]:
-    """Hold a setting for a block, inside the caller's transaction or one of our own."""
-    with connection.transaction():
-        before = connection.execute("SELECT pg_catalog.current_setting(%s)", (name,)).fetchone()
-        connection.execute("SELECT pg_catalog.set_config(%s, %s, true)", (name, value))
-        yield
-        # A savepoint that ends well would leave the value to the rest of the caller's transaction.
-        connection.execute("SELECT pg_catalog.set_config(%s, %s, true)", (name, before[0] if before else ""))
-
-
-@contextmanager
-def catalog_search_path(connection: Connection) -> Iterator[None]:
-    """Make the server write every name of a definition with its schema.
-
-    Args:
-        connection: The database.
-
-    Yields:
-        Nothing; the search path holds for the block.
-    """
-    with _setting(connection, "search_path", "pg_catalog"):
-        yield
-
-
-@contextmanager
-def unfiltered(connection: Connection) -> Iterator[None]:
-    """Make a query that row security would filter fail, in place of giving fewer rows (FAULTS 18).
-
-    Args:
-        connection: The database.
-
-    Yields:
-        Nothing; the setting holds for the block.
-    """
-    with _setting(connection, "row_security", "off"):
-        yield
 
 
 def table_order(connection: Connection) -> TableOrder:

@@ -16,7 +16,6 @@ import logging
 import os
 import platform
 import pwd
-import secrets
 import stat
 import time
 from datetime import UTC, datetime
@@ -93,7 +92,7 @@ class AuditLog:
         if action != "create" and not self._store.directory.is_dir():
             yield Record({})  # there is nothing that could be changed, and nothing is made
             return
-        fixed = {"id": secrets.token_hex(6), "action": action, "name": name} | self._who()
+        fixed = {"id": os.urandom(6).hex(), "action": action, "name": name} | self._who()
         record = Record({key: value for key, value in fields.items() if value is not None})
         begun = time.monotonic()
         told = self._write({**fixed, **record.fields, "outcome": "begun"}, strict=self._mode == "error")

@@ -35,12 +35,13 @@ from keikaku_snapshots.snapshots.compare_parts import parts_of, row_files
 from keikaku_snapshots.snapshots.compare_rows import BLOCK_BYTES, Blocks, blocks_of, project
 from keikaku_snapshots.snapshots.compare_side import Side, Source, in_order
 from keikaku_snapshots.snapshots.compare_test_rows import live_rows
+from keikaku_snapshots.snapshots.compression import packed_as
 from keikaku_snapshots.snapshots.disk import ReserveWatcher
 from keikaku_snapshots.snapshots.dump_script import Script
 from keikaku_snapshots.snapshots.in_place import in_use
 from keikaku_snapshots.snapshots.script import Kind, Part
 from keikaku_snapshots.snapshots.temporary import temporary_file, translated_room
-from keikaku_snapshots.snapshots.unpack import packed_as, unpack_into
+from keikaku_snapshots.snapshots.unpack import unpack_into
 from keikaku_snapshots.snapshots.verify import check_shape
 
 if TYPE_CHECKING:

@@ -14,11 +14,13 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from keikaku_snapshots.errors import SnapshotCorruptError, ToolMissingError, UsageError
+from keikaku_snapshots.snapshots.names import format_of_suffix
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from keikaku_snapshots.errors import KeikakuError
+    from keikaku_snapshots.snapshots.manifest import Snapshot
 
 
 class Levels(NamedTuple):
@@ -55,6 +57,22 @@ class Packer(Protocol):
 
     def flush(self) -> bytes:
         """Return the end of the file."""
+
+
+def packed_as(snapshot: Snapshot) -> str | None:
+    """Tell how the file of a plain snapshot is packed.
+
+    Args:
+        snapshot: A snapshot, with or without manifest.
+
+    Returns:
+        ``gzip`` or ``zstd``; None when its bytes are read as they are, also for other formats.
+    """
+    if snapshot.format != "plain":
+        return None
+    if snapshot.manifest is not None:
+        return snapshot.manifest.compression
+    return format_of_suffix(snapshot.suffix)[1]
 
 
 def check_level(level: object, levels: Levels, label: str) -> None:

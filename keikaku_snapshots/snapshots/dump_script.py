@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from keikaku_snapshots.postgres.connect import Connection
     from keikaku_snapshots.postgres.url import DatabaseURL
-    from keikaku_snapshots.snapshots.load import RoleRights
+    from keikaku_snapshots.snapshots.rights import RoleRights
 
 #: Definitions whose text may hold a password.
 _SECRETIVE = re.compile(r"(?:CREATE|ALTER) (?:USER MAPPING|SUBSCRIPTION|SERVER|FOREIGN)")

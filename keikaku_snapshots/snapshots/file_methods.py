@@ -92,7 +92,8 @@ class FileMethods:
             SnapshotNotFoundError: There is none.
             SnapshotCorruptError: It is damaged; the text says how.
         """
-        from keikaku_snapshots.snapshots.unpack import packed_as, read_packed
+        from keikaku_snapshots.snapshots.compression import packed_as
+        from keikaku_snapshots.snapshots.unpack import read_packed
         from keikaku_snapshots.snapshots.verify import Verification, check_shape
 
         begun = time.monotonic()
@@ -135,9 +136,10 @@ class FileMethods:
 
     def _read_on_trust(self, opened: OpenSnapshot, begun: float) -> Verification:
         """Read a file without a manifest as a restore of it would before it touches anything."""
+        from keikaku_snapshots.snapshots.compression import packed_as
         from keikaku_snapshots.snapshots.dump_script import Script
         from keikaku_snapshots.snapshots.rows_file import check_rows_file
-        from keikaku_snapshots.snapshots.unpack import packed_as, read_packed
+        from keikaku_snapshots.snapshots.unpack import read_packed
         from keikaku_snapshots.snapshots.verify import Verification, check_shape
 
         snapshot, name = opened.snapshot, opened.path.name

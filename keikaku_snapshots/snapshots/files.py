@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import shutil
 import stat
 from typing import TYPE_CHECKING, Final
@@ -179,7 +178,7 @@ def copy(files: FileSystem, source: Path, target: Path) -> None:
 def temporary_path(directory: Path, name: str, kind: str = "") -> Path:
     """Return a new name ``.NAME.PID.RANDOM[.KIND].tmp`` in ``directory``; nothing is made."""
     middle = f".{kind}" if kind else ""
-    return directory / f".{name}.{os.getpid()}.{secrets.token_hex(6)}{middle}.tmp"
+    return directory / f".{name}.{os.getpid()}.{os.urandom(6).hex()}{middle}.tmp"
 
 
 def open_regular(path: Path, *, writable: bool = False) -> int:

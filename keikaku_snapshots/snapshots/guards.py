@@ -12,13 +12,13 @@ from keikaku_snapshots.errors import (
     SchemaDriftError,
     UnsafeRestoreError,
 )
-from keikaku_snapshots.postgres import catalog
 from keikaku_snapshots.postgres.databases import obstacles_to_writing
 from keikaku_snapshots.postgres.filters import USER_SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from keikaku_snapshots.postgres.catalog import Fingerprint
     from keikaku_snapshots.postgres.connect import Connection
     from keikaku_snapshots.postgres.url import DatabaseURL
     from keikaku_snapshots.snapshots.manifest import Manifest
@@ -186,7 +186,7 @@ def check_row_security(connection: Connection, url: DatabaseURL) -> None:
     )
 
 
-def drift(manifest: Manifest, now: catalog.Fingerprint, heads: Sequence[str]) -> list[str]:
+def drift(manifest: Manifest, now: Fingerprint, heads: Sequence[str]) -> list[str]:
     """Say how the schema of a database differs from the snapshot's.
 
     Args:
@@ -197,6 +197,9 @@ def drift(manifest: Manifest, now: catalog.Fingerprint, heads: Sequence[str]) ->
     Returns:
         Lines; empty when they agree or the database is empty.
     """
+    # Not at the top: a warm restore, which starts in a tenth of a second, seldom compares anything.
+    from keikaku_snapshots.postgres.catalog import Fingerprint, difference
+
     is_empty = all(key.startswith(("schema ", "extension ")) for key in now.objects)
     if is_empty or not manifest.schema_fingerprint:
         return []
@@ -206,9 +209,9 @@ def drift(manifest: Manifest, now: catalog.Fingerprint, heads: Sequence[str]) ->
             f"Alembic revision: {', '.join(manifest.alembic_heads) or 'none'} in the snapshot, "
             f"{', '.join(heads) or 'none'} in the database"
         )
-    before = catalog.Fingerprint(manifest.schema_fingerprint, manifest.server_major, manifest.schema_objects)
+    before = Fingerprint(manifest.schema_fingerprint, manifest.server_major, manifest.schema_objects)
     if not before.same_schema(now):
-        lines += catalog.difference(manifest.schema_objects, now.objects)
+        lines += difference(manifest.schema_objects, now.objects)
     return lines
 
 
@@ -282,7 +285,11 @@ def missing_extensions(connection: Connection, manifest: Manifest, *, fresh: boo
     Returns:
         Reasons, empty when nothing is in the way.
     """
-    there = set() if fresh else {extension.name for extension in catalog.extensions(connection)}
+    if not manifest.extensions:
+        return []
+    from keikaku_snapshots.postgres.catalog import extensions
+
+    there = set() if fresh else {extension.name for extension in extensions(connection)}
     wanted = [str(item["name"]) for item in manifest.extensions if item["name"] not in there]
     if not wanted:
         return []

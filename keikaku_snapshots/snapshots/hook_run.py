@@ -23,7 +23,8 @@ from keikaku_snapshots.errors import HookFailedError, KeikakuError, OperationTim
 from keikaku_snapshots.postgres.sessions import sessions_ever
 from keikaku_snapshots.progress import Progress
 from keikaku_snapshots.snapshots.hook_environment import hook_environment
-from keikaku_snapshots.snapshots.hooks import HOOK_TIMEOUT_S, Command, Function, hidden
+from keikaku_snapshots.snapshots.hooks import Command, Function, hidden
+from keikaku_snapshots.snapshots.parameters import HOOK_TIMEOUT_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from keikaku_snapshots.errors import ParameterTypeError, ToolMissingError, UsageError
 from keikaku_snapshots.postgres.url import DatabaseURL
 from keikaku_snapshots.snapshots.hook_environment import names_database
-from keikaku_snapshots.snapshots.parameters import check_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
 #: What a caller may give: a command as text or as its arguments, or a callable.
 Hook: TypeAlias = str | Sequence[str | os.PathLike[str]] | Callable[[DatabaseURL], Any]
 
-#: Seconds for one hook: longer than a migration of test data, but nothing that waits for an answer
-#: may hold the lock of the database for ever.
-HOOK_TIMEOUT_S = 3600.0
 #: Longest command in messages, in characters.
 _LABEL_CHARACTERS = 200
 #: A shell would do something with words of these; here they would be handed to the program.
@@ -73,22 +69,6 @@ class Function:
 def _shortened(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= _LABEL_CHARACTERS else text[:_LABEL_CHARACTERS] + " …"
-
-
-def check_hook_timeout(timeout_s: object) -> None:
-    """Check the time limit of hooks.
-
-    Args:
-        timeout_s: Seconds, or None.
-
-    Raises:
-        ParameterTypeError: It is no number.
-        UsageError: It is not above 0.
-    """
-    if timeout_s is not None:
-        check_number("hook_timeout_s", timeout_s)
-        if timeout_s == 0:
-            raise UsageError("hook_timeout_s is 0", hint="Give seconds, or None for no limit.")
 
 
 def read_hooks(given: Any, live: DatabaseURL | None = None) -> tuple[Command | Function, ...]:

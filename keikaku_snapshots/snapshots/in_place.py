@@ -37,7 +37,7 @@ from keikaku_snapshots.snapshots.clear import (
 )
 from keikaku_snapshots.snapshots.counts import compare_counts
 from keikaku_snapshots.snapshots.dump import ownership_digest
-from keikaku_snapshots.snapshots.load import Loader, RoleRights, restore_failed
+from keikaku_snapshots.snapshots.load import Loader, restore_failed
 from keikaku_snapshots.snapshots.parameters import LOCK_TIMEOUT_S
 from keikaku_snapshots.snapshots.rows_in_place import restore_rows
 from keikaku_snapshots.snapshots.script import Kind, Part
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from keikaku_snapshots.postgres.url import DatabaseURL
     from keikaku_snapshots.snapshots.dump_script import Script
     from keikaku_snapshots.snapshots.manifest import Manifest
+    from keikaku_snapshots.snapshots.rights import RoleRights
 
 log = logging.getLogger("keikaku_snapshots.restore")
 

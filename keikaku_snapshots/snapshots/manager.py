@@ -18,6 +18,7 @@ from keikaku_snapshots.snapshots.parameters import (
     check_clean_existing,
     check_create,
     check_directory,
+    check_hook_timeout,
     check_jobs,
     check_marker,
     check_number,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from keikaku_snapshots.progress import ProgressCallback
     from keikaku_snapshots.snapshots.aio import AsyncSnapshotManager
     from keikaku_snapshots.snapshots.comparison import Comparison
-    from keikaku_snapshots.snapshots.hooks import Hook
+    from keikaku_snapshots.snapshots.hooks import Command, Function, Hook
     from keikaku_snapshots.snapshots.latest import LatestMode
     from keikaku_snapshots.snapshots.manifest import Snapshot
     from keikaku_snapshots.snapshots.restore import Restored
@@ -334,7 +335,6 @@ class SnapshotManager(FileMethods, RewindMethods, TemplateMethods):
             UsageError: A hook cannot be understood, names this database, or cannot run in place.
         """
         from keikaku_snapshots.snapshots.guards import check_protected
-        from keikaku_snapshots.snapshots.hooks import check_hook_timeout, check_hooks_possible, read_hooks
         from keikaku_snapshots.snapshots.restore import Restore, RestoreOptions, as_restore_error
 
         del use_latest
@@ -344,8 +344,7 @@ class SnapshotManager(FileMethods, RewindMethods, TemplateMethods):
         check_jobs(jobs)
         check_hook_timeout(hook_timeout_s)
         url = self.url
-        hooks = read_hooks(after_restore, url)
-        check_hooks_possible(hooks, strategy=strategy)
+        hooks = self._hooks(after_restore, strategy)
         check_name(name)
         if version is not None:
             check_version(version)
@@ -379,7 +378,10 @@ class SnapshotManager(FileMethods, RewindMethods, TemplateMethods):
             record.note(version=snapshot.version)
             check_clean_existing(snapshot.format, clean_existing=clean_existing)
             check_marker(marker, None, snapshot.format)
-            check_hooks_possible(hooks, format_name=snapshot.format)
+            if hooks:
+                from keikaku_snapshots.snapshots.hooks import check_hooks_possible
+
+                check_hooks_possible(hooks, format_name=snapshot.format)
             try:
                 with self._store.reading(snapshot, wait_s=self._lock_wait_s, trust=trust) as opened:
                     if opened.snapshot.format == "json":
@@ -407,6 +409,15 @@ class SnapshotManager(FileMethods, RewindMethods, TemplateMethods):
             if restored.hooks:
                 record.note(hooks=[hook.hook for hook in restored.hooks])
         return restored
+
+    def _hooks(self, given: Hook | Sequence[Hook], strategy: str) -> tuple[Command | Function, ...]:
+        if given == ():
+            return ()
+        from keikaku_snapshots.snapshots.hooks import check_hooks_possible, read_hooks
+
+        hooks = read_hooks(given, self.url)
+        check_hooks_possible(hooks, strategy=strategy)
+        return hooks
 
     def _find(self, name: str, version: str | None, *, trust: bool) -> Snapshot:
         try:

@@ -335,8 +335,11 @@ def _from_plain(key: str, value: Any, kind: Any) -> Any:
         return _wrong(key, value)
     inner = typing.get_args(kind)
     if inner and inner[-1] is not Any:
-        for item in value.values() if isinstance(value, dict) else value:
-            _from_plain(key, item, inner[-1])
+        items = value.values() if isinstance(value, dict) else value
+        # A line for every object of the schema: the usual case is looked at in one go.
+        if not all(type(item) is inner[-1] for item in items):
+            for item in items:
+                _from_plain(key, item, inner[-1])
     return value
 
 

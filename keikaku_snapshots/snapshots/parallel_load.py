@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from keikaku_snapshots.postgres.url import DatabaseURL
     from keikaku_snapshots.snapshots.archive import Contents, Entry
     from keikaku_snapshots.snapshots.dump_script import Script
-    from keikaku_snapshots.snapshots.load import RoleRights
     from keikaku_snapshots.snapshots.reading import OpenSnapshot
+    from keikaku_snapshots.snapshots.rights import RoleRights
 
 #: What pg_restore makes in parallel when the rows are there: it takes long, and its owner is its table's.
 _PARALLEL = frozenset({"INDEX", "INDEX ATTACH", "CONSTRAINT", "FK CONSTRAINT"})

@@ -19,6 +19,9 @@ SCOPES = ("database", "test_data")
 STRATEGIES = ("auto", "in_place", "swap", "template")
 #: Seconds to wait for other sessions; long enough for a running query of a test, short enough for a person.
 LOCK_TIMEOUT_S = 3.0
+#: Seconds for one hook: longer than a migration of test data, but nothing that waits for an answer
+#: may hold the lock of the database for ever.
+HOOK_TIMEOUT_S = 3600.0
 _ON_MISMATCH = ("warn", "error", "ignore")
 
 
@@ -244,3 +247,19 @@ def check_number(label: str, value: object) -> None:
         raise ParameterTypeError(f"{label} must be a number, not {type(value).__name__}")
     if value < 0:
         raise UsageError(f"{label} must not be negative, but is {value}")
+
+
+def check_hook_timeout(timeout_s: object) -> None:
+    """Check the time limit of hooks.
+
+    Args:
+        timeout_s: Seconds, or None.
+
+    Raises:
+        ParameterTypeError: It is no number.
+        UsageError: It is not above 0.
+    """
+    if timeout_s is not None:
+        check_number("hook_timeout_s", timeout_s)
+        if timeout_s == 0:
+            raise UsageError("hook_timeout_s is 0", hint="Give seconds, or None for no limit.")

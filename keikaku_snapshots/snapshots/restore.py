@@ -16,20 +16,18 @@ from keikaku_snapshots.errors import (
     SnapshotCorruptError,
     ToolVersionError,
 )
-from keikaku_snapshots.postgres import catalog, databases
+from keikaku_snapshots.postgres import databases
+from keikaku_snapshots.postgres.alembic import alembic_heads
+from keikaku_snapshots.postgres.catalog_hashes import catalog_versions
 from keikaku_snapshots.postgres.connect import connect, server_info, translated
 from keikaku_snapshots.progress import Progress, ProgressCallback
 from keikaku_snapshots.snapshots import guards
-from keikaku_snapshots.snapshots.compression import require
-from keikaku_snapshots.snapshots.hook_run import HookRun, HookRunner
-from keikaku_snapshots.snapshots.hooks import HOOK_TIMEOUT_S, Command, Function
-from keikaku_snapshots.snapshots.load import RoleRights, role_rights
-from keikaku_snapshots.snapshots.parameters import LOCK_TIMEOUT_S
+from keikaku_snapshots.snapshots.compression import packed_as, require
+from keikaku_snapshots.snapshots.parameters import HOOK_TIMEOUT_S, LOCK_TIMEOUT_S
+from keikaku_snapshots.snapshots.rights import RoleRights, role_rights
 from keikaku_snapshots.snapshots.strategy import StrategyChoice
-from keikaku_snapshots.snapshots.swap import build_beside, put_in_place
+from keikaku_snapshots.snapshots.swap import put_in_place
 from keikaku_snapshots.snapshots.templates import template_key
-from keikaku_snapshots.snapshots.unpack import packed_as
-from keikaku_snapshots.snapshots.verify import check_shape
 from keikaku_snapshots.snapshots.warm import Beside, WarmSource
 
 if TYPE_CHECKING:
@@ -39,6 +37,8 @@ if TYPE_CHECKING:
     from keikaku_snapshots.postgres.connect import Connection
     from keikaku_snapshots.postgres.url import DatabaseURL
     from keikaku_snapshots.snapshots.dump_script import Script
+    from keikaku_snapshots.snapshots.hook_run import HookRun, HookRunner
+    from keikaku_snapshots.snapshots.hooks import Command, Function
     from keikaku_snapshots.snapshots.manifest import Manifest, Snapshot
     from keikaku_snapshots.snapshots.parallel_load import Archive
     from keikaku_snapshots.snapshots.reading import OpenSnapshot
@@ -144,7 +144,11 @@ class Restore:
         self._progress = progress
         self._begun = time.monotonic()
         self._warnings: list[str] = []
-        self._hooks = HookRunner(options.hooks, options.hook_timeout_s, progress)
+        self._hooks: HookRunner | None = None
+        if options.hooks:
+            from keikaku_snapshots.snapshots.hook_run import HookRunner
+
+            self._hooks = HookRunner(options.hooks, options.hook_timeout_s, progress)
 
     @property
     def _snapshot(self) -> Snapshot:
@@ -181,8 +185,8 @@ class Restore:
             self._tell("restore", self._snapshot.size_bytes, finished=True)
         seconds = time.monotonic() - self._begun
         log.info("restored %s into %s by %s in %.2f s", self._snapshot, self._url.database, strategy, seconds)
-        warnings, hooks = tuple(self._warnings), tuple(self._hooks.done)
-        return Restored(self._snapshot, strategy, reason, seconds, warnings, hooks)
+        hooks = () if self._hooks is None else tuple(self._hooks.done)
+        return Restored(self._snapshot, strategy, reason, seconds, tuple(self._warnings), hooks)
 
     # -- before anything is touched ------------------------------------------------
 
@@ -222,11 +226,14 @@ class Restore:
 
     def _check_schema(self, connection: Connection, manifest: Manifest, warm: WarmSource | None) -> None:
         """Compare the schemas, unless an earlier restore did and nobody has changed the catalog since."""
-        heads = catalog.alembic_heads(connection)
+        heads = alembic_heads(connection)
         if warm is not None:
-            state = [catalog.catalog_versions(connection), manifest.schema_fingerprint, *heads]
+            state = [catalog_versions(connection), manifest.schema_fingerprint, *heads]
             if warm.knows_schema(state):
                 return
+        # Not at the top, as all that only a cold restore needs: a warm one takes a third of a second.
+        from keikaku_snapshots.postgres import catalog
+
         tables = [table.name.text for table in catalog.tables(connection) if table.holds_rows]
         guards.check_identity(manifest, tables, self._url, allowed=self._options.from_other_database)
         lines = guards.drift(manifest, catalog.fingerprint(connection), heads)
@@ -248,7 +255,6 @@ class Restore:
     # -- the two ways -----------------------------------------------------------------
 
     def _in_place(self, rights: RoleRights) -> None:
-        # Not at the top: a fifth of what a warm restore by the command line has to import.
         from keikaku_snapshots.snapshots.in_place import restore_in_place
 
         self._check_file()
@@ -308,6 +314,8 @@ class Restore:
         return beside
 
     def _build(self, rights: RoleRights, lock: databases.TargetLock) -> Beside:
+        from keikaku_snapshots.snapshots.build_beside import build_beside
+
         self._check_shape()
         with ThreadPoolExecutor(1, "keikaku-verify") as checking:
             checked = checking.submit(self._check_file)
@@ -347,6 +355,8 @@ class Restore:
     def _check_shape(self) -> None:
         """Of a compressed file it is checked when it is unpacked, before anything reads it."""
         if packed_as(self._snapshot) is None:
+            from keikaku_snapshots.snapshots.verify import check_shape
+
             check_shape(self._opened.fileno(), self._snapshot.format, self._opened.path.name)
 
     @property

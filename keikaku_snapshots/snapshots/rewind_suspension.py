@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from keikaku_snapshots.postgres.capture import CaptureNames, function, literal
 from keikaku_snapshots.postgres.filters import USER_SCHEMA
-from keikaku_snapshots.postgres.tables import catalog_search_path
+from keikaku_snapshots.postgres.session_settings import catalog_search_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -19,11 +19,12 @@ from keikaku_snapshots.postgres.capacity import capacity, check_free_connections
 from keikaku_snapshots.postgres.connect import connect, server_info
 from keikaku_snapshots.postgres.tools import Tools, find_tools, pg_restore_script, translate_tool_failure
 from keikaku_snapshots.snapshots.archive import chosen
+from keikaku_snapshots.snapshots.compression import packed_as
 from keikaku_snapshots.snapshots.disk import ReserveWatcher
 from keikaku_snapshots.snapshots.dump_script import Script
 from keikaku_snapshots.snapshots.parallel_load import open_archive
 from keikaku_snapshots.snapshots.temporary import temporary_file
-from keikaku_snapshots.snapshots.unpack import packed_as, unpack_into
+from keikaku_snapshots.snapshots.unpack import unpack_into
 from keikaku_snapshots.snapshots.verify import check_shape
 
 if TYPE_CHECKING:

@@ -44,7 +44,6 @@ from keikaku_snapshots.snapshots.publish import (
     rewrite_manifest,
 )
 from keikaku_snapshots.snapshots.reading import OpenSnapshot, open_snapshot
-from keikaku_snapshots.snapshots.retention import old_ones
 from keikaku_snapshots.snapshots.stage import Stage, make_stage
 from keikaku_snapshots.snapshots.sweep import sweep
 
@@ -318,6 +317,8 @@ class SnapshotStore:
         if keep_count < 1:
             raise UsageError(f"keep_count must be at least 1, not {keep_count}")
         check_name(name)
+        from keikaku_snapshots.snapshots.retention import old_ones
+
         doing = f"deleting old snapshots of {name!r}"
         if dry_run:
             return old_ones(self.list(name), keep_count)

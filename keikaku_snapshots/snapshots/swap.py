@@ -1,40 +1,26 @@
-"""Restore beside the live database and let the new one take its name (docs/design.md, Swap).
+"""Let a database that was made beside take the name of the live one (docs/design.md, Swap).
 
 Until the two renames, which are one transaction, the live database is not
-touched; whatever fails before only leaves a scratch database to drop. The
-load needs no transaction of its own for the same reason, so it can neither run
-out of locks nor hold back the server's cleaning.
+touched; whatever fails before only leaves a scratch database to drop.
 """
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import psycopg
 
-from keikaku_snapshots.errors import KeikakuError, RestoreFailedError, UnsafeRestoreError
+from keikaku_snapshots.errors import RestoreFailedError, UnsafeRestoreError
 from keikaku_snapshots.postgres import databases
 from keikaku_snapshots.postgres.connect import connect, translated
-from keikaku_snapshots.snapshots.analyze import AnalyzeBeside, analyze
-from keikaku_snapshots.snapshots.clear import drop_public
-from keikaku_snapshots.snapshots.counts import compare_counts
-from keikaku_snapshots.snapshots.load import RoleRights, restore_failed
-from keikaku_snapshots.snapshots.warm import Beside
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from keikaku_snapshots.postgres.connect import Connection
     from keikaku_snapshots.postgres.url import DatabaseURL
-    from keikaku_snapshots.snapshots.dump_script import Script
     from keikaku_snapshots.snapshots.hook_run import HookRunner
-    from keikaku_snapshots.snapshots.manifest import Manifest
-    from keikaku_snapshots.snapshots.parallel_load import Archive
-
-log = logging.getLogger("keikaku_snapshots.restore")
+    from keikaku_snapshots.snapshots.warm import Beside
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,46 +31,6 @@ class SwapResult:
     kept_as: str
     #: What was not given back exactly.
     warnings: tuple[str, ...]
-
-
-def build_beside(
-    url: DatabaseURL,
-    script: Script | Archive,
-    manifest: Manifest | None,
-    rights: RoleRights,
-    lock: databases.TargetLock,
-    *,
-    verified: Callable[[], None],
-    maintenance: str = databases.MAINTENANCE_DATABASE,
-    progress: Callable[[int], None] | None = None,
-) -> Beside:
-    """Build a database from the snapshot beside the live one, and count it.
-
-    Args:
-        url: The database.
-        script: The dump: a script, or a directory archive to be loaded by several connections.
-        manifest: What is known about the snapshot; None when it is restored on trust.
-        rights: Which roles the connected role can serve.
-        lock: The lock of the target, held.
-        verified: Waits for the check of the file and raises if it is damaged;
-            called before anything goes live, and when the load fails.
-        maintenance: The maintenance database.
-        progress: Told the position in the file, bytes.
-
-    Returns:
-        The new database, and warnings.
-
-    Raises:
-        SnapshotCorruptError: The file is damaged; nothing is left.
-        RestoreFailedError: The server refused something; likewise.
-    """
-    scratch = databases.sibling_name("new", url.database)
-    databases.create_scratch(lock.connection, scratch, like=url.database, backend_pid=lock.backend_pid)
-    try:
-        return Beside(scratch, _fill(url, scratch, script, manifest, rights, verified, progress))
-    except BaseException:
-        _drop_quietly(url, scratch, maintenance)
-        raise
 
 
 def put_in_place(
@@ -106,7 +52,7 @@ def put_in_place(
         maintenance: The maintenance database.
         disconnect: End the sessions inside the live database.
         keep_old_minutes: How long the replaced database stays.
-        hooks: Run on the new database before the renames.
+        hooks: Run on the new database before the renames, if any.
 
     Returns:
         What became of the old database, and warnings.
@@ -118,13 +64,13 @@ def put_in_place(
     """
     admin, scratch, warnings = lock.connection, beside.database, beside.warnings
     try:
-        if hooks is not None and hooks.hooks:
+        if hooks is not None:
             _run_hooks(admin, url, scratch, hooks)
             warnings += tuple(hooks.warnings)
         lock.check()
         # Looked at again: a slot or a prepared transaction may have come while we loaded.
         refuse_obstacles(admin, url, disconnect=disconnect)
-        if hooks is None or not hooks.hooks:
+        if hooks is None:
             databases.copy_settings(admin, url.database, scratch)
         old_name = databases.sibling_name("old", url.database)
         keep_until = None
@@ -143,7 +89,7 @@ def put_in_place(
             maintenance=maintenance,
         )
     except BaseException:
-        _drop_quietly(url, scratch, maintenance)
+        databases.drop_quietly(url, scratch, maintenance=maintenance)
         raise
     return SwapResult("" if keep_until is None else old_name, warnings)
 
@@ -173,51 +119,11 @@ def refuse_obstacles(admin: Connection, url: DatabaseURL, *, disconnect: bool) -
         )
 
 
-def _fill(
-    url: DatabaseURL,
-    scratch: str,
-    script: Script | Archive,
-    manifest: Manifest | None,
-    rights: RoleRights,
-    verified: Callable[[], None],
-    progress: Callable[[int], None] | None,
-) -> tuple[str, ...]:
-    """Load, count, analyse; nothing is committed that anybody but us can see."""
-
-    def enter() -> Connection:
-        return connect(url, database=scratch, autocommit=True, statement_timeout_s=0, lock_timeout_s=0)
-
-    try:
-        connection = enter()
-    except KeikakuError:
-        verified()
-        raise
-    beside = AnalyzeBeside(enter)
-    loader = script.loader(connection, url, rights, progress=progress, loaded=beside.loaded)
-    try:
-        with beside:
-            _quick(connection)
-            loader.load(clean=manifest is None or manifest.clean)
-            # The dump set the search path and more; the rest needs names with schemas only.
-            if manifest is not None:
-                drop_public(connection, manifest)
-                compare_counts(connection, manifest)
-            analyze(connection, beside.finish())
-    except psycopg.Error as error:
-        verified()
-        what = f"restoring {script.name} into {url.database} failed; the database was not touched"
-        raise restore_failed(error, url, what, statement=loader.current) from error
-    except KeikakuError:
-        verified()
-        raise
-    finally:
-        connection.close()
-    verified()
-    return tuple(loader.warnings)
-
-
 def _run_hooks(admin: Connection, url: DatabaseURL, scratch: str, hooks: HookRunner) -> None:
     """Let hooks change the new database, and leave nobody inside."""
+    from keikaku_snapshots.snapshots.analyze import analyze
+    from keikaku_snapshots.snapshots.load import restore_failed
+
     # Before the hooks: they need the search path and the grants that the live database gives them,
     # and what they set themselves stays.
     databases.copy_settings(admin, url.database, scratch)
@@ -241,19 +147,3 @@ def _run_hooks(admin: Connection, url: DatabaseURL, scratch: str, hooks: HookRun
     except psycopg.Error as error:
         what = f"the new database of {url.database} cannot be analysed after the hooks"
         raise restore_failed(error, url, what) from error
-
-
-def _quick(connection: Connection) -> None:
-    """Not to wait for the disk after each statement: the rename's COMMIT brings all of it there."""
-    connection.execute("SET synchronous_commit = off")
-    connection.execute("SET client_min_messages = error")
-    connection.execute("SET idle_session_timeout = 0")
-
-
-def _drop_quietly(url: DatabaseURL, name: str, maintenance: str) -> None:
-    """Drop the scratch database; when that fails, the next command finds it by its mark."""
-    try:
-        with databases.connect_maintenance(url, maintenance=maintenance) as connection:
-            databases.drop(connection, name)
-    except (KeikakuError, psycopg.Error) as error:
-        log.warning("scratch database %s is dropped by the next command (%s)", name, type(error).__name__)

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from keikaku_snapshots.postgres.connect import Connection
-    from keikaku_snapshots.snapshots.load import RoleRights
     from keikaku_snapshots.snapshots.manifest import Manifest
+    from keikaku_snapshots.snapshots.rights import RoleRights
 
 log = logging.getLogger("keikaku_snapshots.templates")
 
@@ -94,7 +94,7 @@ class Found:
 
     @property
     def known_schema(self) -> list[object] | None:
-        """State of a database's catalog that had the snapshot's schema; of what is cloned from here it is that."""
+        """State of the catalog of a database that had the snapshot's schema."""
         return self.identity.extra.get("schema")
 
 

@@ -12,18 +12,17 @@ import shutil
 from typing import TYPE_CHECKING, Final
 
 from keikaku_snapshots.errors import DiskFullError, KeikakuError, SnapshotCorruptError
-from keikaku_snapshots.snapshots.compression import Unpacked, compression_of
+from keikaku_snapshots.snapshots.compression import Unpacked, compression_of, packed_as
 from keikaku_snapshots.snapshots.disk import ReserveWatcher
 from keikaku_snapshots.snapshots.files import translate_os_error
 from keikaku_snapshots.snapshots.hashing import FileHash
-from keikaku_snapshots.snapshots.names import format_of_suffix
 from keikaku_snapshots.snapshots.verify import EDGE_BYTES, check_edges
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from keikaku_snapshots.snapshots.manifest import Manifest, Snapshot
+    from keikaku_snapshots.snapshots.manifest import Manifest
     from keikaku_snapshots.snapshots.reading import OpenSnapshot
 
 _BLOCK_BYTES: Final = 1024 * 1024
@@ -31,22 +30,6 @@ _BLOCK_BYTES: Final = 1024 * 1024
 _WATCH_BYTES: Final = 16 * 1024 * 1024
 #: What the text of a dump without manifest is thought to take, for each byte of the packed file.
 _GUESS: Final = 5
-
-
-def packed_as(snapshot: Snapshot) -> str | None:
-    """Tell how the file of a plain snapshot is packed.
-
-    Args:
-        snapshot: A snapshot, with or without manifest.
-
-    Returns:
-        ``gzip`` or ``zstd``; None when its bytes are read as they are, also for other formats.
-    """
-    if snapshot.format != "plain":
-        return None
-    if snapshot.manifest is not None:
-        return snapshot.manifest.compression
-    return format_of_suffix(snapshot.suffix)[1]
 
 
 def unpack_into(opened: OpenSnapshot, descriptor: int, path: Path, *, minimum_free_mb: int) -> FileHash:

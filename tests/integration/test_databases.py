@@ -18,7 +18,7 @@ import pytest
 from psycopg import sql
 
 from keikaku_snapshots import errors
-from keikaku_snapshots.postgres import creation, databases
+from keikaku_snapshots.postgres import databases, together
 from keikaku_snapshots.postgres.connect import connect
 from keikaku_snapshots.postgres.databases import Identity, sibling_name
 
@@ -491,9 +491,9 @@ def test_a_database_whose_session_is_ended_before_its_mark_gets_it(
     creator_database: DatabaseURL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a mark nobody of ours would ever find and drop it."""
-    send = creation.send_together
+    send = together.send_together
     monkeypatch.setattr(
-        creation,
+        together,
         "send_together",
         lambda connection, parts: send(connection, [parts[0], END_OURSELVES, parts[1]]),
     )
@@ -510,9 +510,9 @@ def test_a_session_that_is_ended_before_it_made_a_database_marks_none(
     creator_database: DatabaseURL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A database that has the name already is somebody else's; a mark would let us drop it."""
-    send = creation.send_together
+    send = together.send_together
     monkeypatch.setattr(
-        creation, "send_together", lambda connection, parts: send(connection, [END_OURSELVES, *parts])
+        together, "send_together", lambda connection, parts: send(connection, [END_OURSELVES, *parts])
     )
     name = sibling_name("new", creator_database.database)
     with _maintenance(creator_database) as connection:

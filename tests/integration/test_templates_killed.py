@@ -31,7 +31,7 @@ _KILLED = r"""
 import os, re, signal, sys
 import psycopg
 from keikaku_snapshots import SnapshotManager
-from keikaku_snapshots.postgres import cloning, creation
+from keikaku_snapshots.postgres import cloning, dropping, together
 url, directory = sys.argv[1:]
 where, number = "", 0
 
@@ -42,7 +42,7 @@ def step(text):
         if where == str(number) or (not where.isdigit() and where in text):
             os.kill(os.getpid(), signal.SIGKILL)
 
-execute, send = psycopg.Connection.execute, creation.send_together
+execute, send = psycopg.Connection.execute, together.send_together
 
 def stepping(self, query, *arguments, **options):
     if not isinstance(query, bytes):
@@ -56,7 +56,7 @@ def sending(connection, statements):
     step("sent " + text)
 
 psycopg.Connection.execute = stepping
-creation.send_together = cloning.send_together = sending
+together.send_together = dropping.send_together = cloning.send_together = sending
 for line in sys.stdin:
     pid = os.fork()
     if pid == 0:

@@ -8,7 +8,12 @@ from keikaku_snapshots.postgres import catalog_hashes
 from keikaku_snapshots.postgres.fingerprint_queries import QUERIES
 
 #: Catalogs whose rows come and go with those of another one, and the access methods, which tables name.
-FOLLOWERS = {"pg_aggregate": "pg_proc", "pg_range": "pg_type", "pg_depend": "pg_sequence", "pg_am": "pg_class"}
+FOLLOWERS = {
+    "pg_aggregate": "pg_proc",
+    "pg_range": "pg_type",
+    "pg_depend": "pg_sequence",
+    "pg_am": "pg_class",
+}
 
 
 def catalogs(query: str) -> set[str]:
