@@ -37,6 +37,7 @@ from keikaku_snapshots.postgres.locks import (
     unlock,
 )
 from keikaku_snapshots.postgres.obstacles import obstacles_to_create, obstacles_to_swap, obstacles_to_writing
+from keikaku_snapshots.postgres.session_ahead import SessionAhead
 from keikaku_snapshots.postgres.sessions import (
     Session,
     lock_holders,
@@ -51,7 +52,7 @@ from keikaku_snapshots.postgres.settings import (
     database_settings,
     uncopyable_settings,
 )
-from keikaku_snapshots.postgres.swap import Swapped, swap_by_rename
+from keikaku_snapshots.postgres.swap import Swapped, renaming_session, swap_by_rename
 from keikaku_snapshots.postgres.together import WorkLeftToServer
 
 __all__ = [
@@ -64,6 +65,7 @@ __all__ = [
     "Leftover",
     "LocaleOptions",
     "Session",
+    "SessionAhead",
     "Swapped",
     "TargetLock",
     "WorkLeftToServer",
@@ -90,6 +92,7 @@ __all__ = [
     "obstacles_to_swap",
     "obstacles_to_writing",
     "our_databases",
+    "renaming_session",
     "sessions_ever",
     "sessions_in",
     "sibling_name",

@@ -33,6 +33,19 @@ MAINTENANCE_DATABASE = "postgres"
 _POLL_MAX_S = 0.25
 
 
+#: Condition that a row of pg_locks is an advisory lock with these two halves of its key.
+_IS_LOCK = """
+    l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+    AND l.classid::bigint = %s AND l.objid::bigint = %s
+    AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database())
+"""
+
+
+def _lock_numbers(target: str) -> tuple[int, int]:
+    unsigned = lock_key(target) % 2**64
+    return unsigned >> 32, unsigned & 0xFFFFFFFF
+
+
 def connect_maintenance(
     url: DatabaseURL,
     *,
@@ -99,14 +112,18 @@ class TargetLock:
             LockBusyError: The session was lost and with it the lock.
         """
         try:
-            held = holder_of(self.connection, self.target)
+            row = self.connection.execute(
+                f"SELECT EXISTS (SELECT FROM pg_catalog.pg_locks l WHERE {_IS_LOCK}"  # noqa: S608 - a constant
+                " AND l.pid = pg_catalog.pg_backend_pid())",
+                _lock_numbers(self.target),
+            ).fetchone()
         except psycopg.Error as error:
             raise LockBusyError(
                 f"the lock of database {self.target!r} was lost",
                 found="The session that held it has ended.",
                 hint="Run it again.",
             ) from error
-        if held is None or held[0] != self.backend_pid:
+        if row is None or not row[0]:
             raise LockBusyError(
                 f"the lock of database {self.target!r} is no longer held", hint="Run it again."
             )
@@ -122,16 +139,11 @@ def holder_of(connection: Connection, target: str) -> tuple[int, str, str] | Non
     Returns:
         Server process, role and application name, or None if it is free.
     """
-    unsigned = lock_key(target) % 2**64
     row = connection.execute(
-        """
-        SELECT l.pid, coalesce(a.usename, ''), coalesce(a.application_name, '')
-        FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
-        WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
-          AND l.classid::bigint = %s AND l.objid::bigint = %s
-          AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = current_database())
-        """,
-        (unsigned >> 32, unsigned & 0xFFFFFFFF),
+        "SELECT l.pid, coalesce(a.usename, ''), coalesce(a.application_name, '')"  # noqa: S608 - a constant
+        " FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid"
+        f" WHERE {_IS_LOCK}",
+        _lock_numbers(target),
     ).fetchone()
     return (row[0], row[1], row[2]) if row else None
 

@@ -23,6 +23,7 @@ from keikaku_snapshots.postgres.dropping import leave_drop
 from keikaku_snapshots.postgres.identity import Identity
 from keikaku_snapshots.postgres.locks import MAINTENANCE_DATABASE, connect_maintenance
 from keikaku_snapshots.postgres.outcome import transaction_outcome
+from keikaku_snapshots.postgres.session_ahead import SessionAhead
 from keikaku_snapshots.postgres.sessions import POLL_S, Session, sessions_in, terminate, terminate_once
 from keikaku_snapshots.postgres.settings import database_settings
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from keikaku_snapshots.postgres.url import DatabaseURL
 
 _log = logging.getLogger("keikaku_snapshots.postgres")
+#: What the server shows of our sessions.
+_APPLICATION_NAME = "keikaku_snapshots swap"
 #: How long a rename may wait for sessions that must not be disconnected. The server's own
 #: 5 s would let every new connection hang for as long.
 QUIET_TIMEOUT_MS = 150
@@ -62,6 +65,7 @@ def swap_by_rename(
     wait_s: float = 10.0,
     keep_until: str | None = None,
     drop_old: bool = False,
+    renamer: SessionAhead | None = None,
     helper: Connection | None = None,
     maintenance: str = MAINTENANCE_DATABASE,
 ) -> Swapped:
@@ -81,6 +85,7 @@ def swap_by_rename(
         wait_s: Most seconds for all tries together.
         keep_until: Until when the old database must stay, for its mark.
         drop_old: Have the server drop the replaced database, without waiting for it.
+        renamer: The session that renames, being opened; one is opened when None.
         helper: A session of the maintenance database, in autocommit, from which sessions are ended
             meanwhile; one is opened when None.
         maintenance: Name of the maintenance database.
@@ -95,7 +100,21 @@ def swap_by_rename(
     """
     name = target if target is not None else url.database
     work = _Swap(url, name, replacement, old_name, disconnect, keep_until, drop_old, helper, maintenance)
-    return work.run(wait_s)
+    with contextlib.nullcontext(renamer) if renamer else renaming_session(url, maintenance) as ahead:
+        return work.run(ahead, wait_s)
+
+
+def renaming_session(url: DatabaseURL, maintenance: str = MAINTENANCE_DATABASE) -> SessionAhead:
+    """Prepare the session that renames; whoever makes the replacement can have it opened meanwhile.
+
+    Args:
+        url: Any database of the server.
+        maintenance: Name of the maintenance database.
+
+    Returns:
+        The session, not yet opened.
+    """
+    return SessionAhead(url, _APPLICATION_NAME, maintenance=maintenance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +134,14 @@ class _Swap:
     sent: list[str] = field(default_factory=list)
 
     def _connect(self) -> Connection:
-        return connect_maintenance(
-            self.url, maintenance=self.maintenance, application_name="keikaku_snapshots swap"
-        )
+        return connect_maintenance(self.url, maintenance=self.maintenance, application_name=_APPLICATION_NAME)
 
-    def run(self, wait_s: float) -> Swapped:
+    def run(self, renamer: SessionAhead, wait_s: float) -> Swapped:
         began = time.monotonic()
         attempts = terminated = 0
         helper = self._connect() if self.helper is None else contextlib.nullcontext(self.helper)
-        with self._connect() as session_a, helper as session_b:
+        with helper as session_b:
+            session_a = renamer.take()
             oid = self._oid(session_a, self.replacement)
             if oid is None or self._oid(session_a, self.target) is None:
                 missing = self.replacement if oid is None else self.target

@@ -172,15 +172,12 @@ class Restore:
         with (
             # A connection can be lost between any two statements, here and in all that is called.
             translated(self._url, f"restoring {self._snapshot}"),
+            databases.renaming_session(self._url, options.maintenance) as renamer,
             databases.target_lock(
                 self._url, options.lock_wait_s, "restore", maintenance=options.maintenance
             ) as lock,
         ):
-            target, strategy, reason = self._prepare(lock)
-            if strategy == "in_place":
-                self._in_place(target.rights)
-            else:
-                strategy, reason = self._swap_or_stay(target, lock, reason)
+            strategy, reason = self._restore(lock, renamer)
         if not reason.startswith(("warm:", "spare:")):  # nothing was read then
             self._tell("restore", self._snapshot.size_bytes, finished=True)
         seconds = time.monotonic() - self._begun
@@ -188,9 +185,45 @@ class Restore:
         hooks = () if self._hooks is None else tuple(self._hooks.done)
         return Restored(self._snapshot, strategy, reason, seconds, tuple(self._warnings), hooks)
 
+    def _restore(self, lock: databases.TargetLock, renamer: databases.SessionAhead) -> tuple[str, str]:
+        """Say what a restore was after it was done: strategy and reason."""
+        warm = self._begin_copy(lock, renamer)
+        try:
+            target, strategy, reason = self._prepare(lock, warm)
+            if strategy != "in_place":
+                return self._swap_or_stay(target, lock, renamer, reason)
+        finally:
+            if warm is not None:
+                warm.abandon()
+        self._in_place(target.rights)
+        return strategy, reason
+
     # -- before anything is touched ------------------------------------------------
 
-    def _prepare(self, lock: databases.TargetLock) -> tuple[_Target, str, str]:
+    def _begin_copy(self, lock: databases.TargetLock, renamer: databases.SessionAhead) -> WarmSource | None:
+        """Have the server copy a small template while the target is looked at."""
+        options, manifest = self._options, self._manifest
+        if manifest is None or not options.templates or options.strategy in {"swap", "in_place"}:
+            return None
+        admin, name = lock.connection, self._url.database
+        if not databases.database_exists(admin, name):
+            return None  # whoever connects to it says so
+        renamer.open()
+        rights = role_rights(admin, manifest.roles if manifest.owners else [])
+        key = template_key(admin, manifest, name, rights)
+        warm = WarmSource(
+            self._url, lock, self._opened, key, renamer, spares=options.spare, maintenance=options.maintenance
+        )
+        if (
+            options.disconnect
+            or options.strategy == "template"
+            or not databases.sessions_in(admin, self._url.database)
+        ):
+            databases.sweep(admin, target=name, lock_is_ours=True)
+            warm.begin()
+        return warm
+
+    def _prepare(self, lock: databases.TargetLock, warm: WarmSource | None) -> tuple[_Target, str, str]:
         """Look at the target; even the catalog's functions wait for a table that is being altered."""
         timeout_s = self._options.lock_timeout_s
         try:
@@ -200,7 +233,7 @@ class Restore:
                 ) as connection,
                 translated(self._url, "checking the database"),
             ):
-                target = self._look(connection, lock)
+                target = self._look(connection, warm)
                 choice = StrategyChoice(self._url, self._snapshot, self._options)
                 return target, *choice.choose(connection, lock.connection)
         except DatabaseInUseError as error:
@@ -210,7 +243,7 @@ class Restore:
 
             raise in_use(self._url) from error
 
-    def _look(self, connection: Connection, lock: databases.TargetLock) -> _Target:
+    def _look(self, connection: Connection, warm: WarmSource | None) -> _Target:
         manifest = self._manifest
         self._check_versions(connection)
         guards.check_writing(connection, self._url, manifest.encoding if manifest else "UTF8")
@@ -220,7 +253,6 @@ class Restore:
             )
             return _Target(role_rights(connection, []))
         rights = role_rights(connection, manifest.roles if manifest.owners else [])
-        warm = self._warm_source(manifest, rights, lock)
         self._check_schema(connection, manifest, warm)
         return _Target(rights, warm)
 
@@ -269,11 +301,13 @@ class Restore:
             )
         self._warnings += result.warnings
 
-    def _swap_or_stay(self, target: _Target, lock: databases.TargetLock, reason: str) -> tuple[str, str]:
+    def _swap_or_stay(
+        self, target: _Target, lock: databases.TargetLock, renamer: databases.SessionAhead, reason: str
+    ) -> tuple[str, str]:
         """Swap; when ``auto`` chose it and somebody came in meanwhile, restore in place instead."""
         disconnect = self._options.strategy in {"swap", "template"} or self._options.disconnect
         try:
-            beside = self._swap(target, lock, disconnect=disconnect)
+            beside = self._swap(target, lock, renamer, disconnect=disconnect)
         except DatabaseInUseError:
             if disconnect or self._options.hooks:
                 raise
@@ -289,10 +323,18 @@ class Restore:
         strategy = "template" if self._options.strategy == "template" else "swap"
         return strategy, f"cold: {beside.reason}; {reason}" if beside.reason else reason
 
-    def _swap(self, target: _Target, lock: databases.TargetLock, *, disconnect: bool) -> Beside:
+    def _swap(
+        self,
+        target: _Target,
+        lock: databases.TargetLock,
+        renamer: databases.SessionAhead,
+        *,
+        disconnect: bool,
+    ) -> Beside:
         """Put a database beside in the live one's place; says where it came from."""
-        databases.sweep(lock.connection, target=self._url.database, lock_is_ours=True)
         warm = target.warm
+        if warm is None or not warm.has_begun:
+            databases.sweep(lock.connection, target=self._url.database, lock_is_ours=True)
         if warm is None:
             beside = self._build(target.rights, lock)
         else:
@@ -305,6 +347,7 @@ class Restore:
             disconnect=disconnect,
             keep_old_minutes=self._options.keep_old_minutes,
             hooks=self._hooks,
+            renamer=renamer,
         )
         if warm is not None:
             warm.leave()
@@ -334,17 +377,6 @@ class Restore:
             except SnapshotCorruptError:
                 checked.result()  # what the checksum says comes first
                 raise
-
-    def _warm_source(
-        self, manifest: Manifest, rights: RoleRights, lock: databases.TargetLock
-    ) -> WarmSource | None:
-        options = self._options
-        if not options.templates or options.strategy in {"swap", "in_place"}:
-            return None
-        key = template_key(lock.connection, manifest, self._url.database, rights)
-        return WarmSource(
-            self._url, lock, self._opened, key, spares=options.spare, maintenance=options.maintenance
-        )
 
     def _check_file(self) -> None:
         """Shape and checksum, on the file that is held open (B13)."""

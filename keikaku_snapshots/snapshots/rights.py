@@ -37,14 +37,14 @@ def role_rights(connection: Connection, roles: Iterable[str]) -> RoleRights:
     """
     wanted = sorted(set(roles) - {"PUBLIC", "public", ""})
     rows = connection.execute(
-        "SELECT rolname::text, pg_has_role(current_user, oid, 'USAGE'), rolsuper FROM pg_roles"
-        " WHERE rolname = ANY(%s)",
+        "SELECT rolname::text, pg_has_role(current_user, oid, 'USAGE'), rolsuper, rolname = current_user"
+        " FROM pg_roles WHERE rolname = ANY(%s) OR rolname = current_user",
         [wanted],
     ).fetchall()
-    found = connection.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user").fetchone()
+    asked = [row for row in rows if row[0] in wanted]
     return RoleRights(
-        missing=frozenset(wanted) - {row[0] for row in rows},
-        unreachable=frozenset(row[0] for row in rows if not row[1]),
-        superusers=frozenset(row[0] for row in rows if row[2]),
-        is_superuser=bool(found and found[0]),
+        missing=frozenset(wanted) - {row[0] for row in asked},
+        unreachable=frozenset(row[0] for row in asked if not row[1]),
+        superusers=frozenset(row[0] for row in asked if row[2]),
+        is_superuser=any(row[2] for row in rows if row[3]),
     )

@@ -42,6 +42,7 @@ def put_in_place(
     disconnect: bool = True,
     keep_old_minutes: float = 0,
     hooks: HookRunner | None = None,
+    renamer: databases.SessionAhead | None = None,
 ) -> SwapResult:
     """Run the hooks on a finished database and rename it into the place of the live one.
 
@@ -52,6 +53,7 @@ def put_in_place(
         maintenance: The maintenance database.
         disconnect: End the sessions inside the live database.
         keep_old_minutes: How long the replaced database stays.
+        renamer: The session that renames, being opened; one is opened when None.
         hooks: Run on the new database before the renames, if any.
 
     Returns:
@@ -85,6 +87,7 @@ def put_in_place(
             disconnect=disconnect,
             keep_until=keep_until,
             drop_old=keep_until is None,
+            renamer=renamer,
             helper=admin,
             maintenance=maintenance,
         )

@@ -114,12 +114,17 @@ def template_key(admin: Connection, manifest: Manifest, target: str, rights: Rol
         32 hexadecimal digits.
     """
     locale = databases.locale_options(admin, target)
+    role, owner = admin.execute(
+        "SELECT current_user::text, pg_catalog.pg_get_userbyid(d.datdba)"
+        " FROM pg_catalog.pg_database d WHERE d.datname = %s",
+        (target,),
+    ).fetchone() or ("", "")
     facts = {
         "layout": _LAYOUT,
         "sha256": manifest.sha256,
         "owners": manifest.owners,
-        "role": admin.execute("SELECT current_user::text").fetchone(),
-        "owner": databases.database_settings(admin, target).owner,
+        "role": [role],
+        "owner": owner,
         "rights": {name: sorted(value) if isinstance(value, frozenset) else value
                    for name, value in asdict(rights).items()},
         "server": admin.info.server_version // 10_000,

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import logging
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,8 @@ SPARE_WAIT_S = 30.0
 _POLL_S = 0.005
 #: Files whose last check is remembered: copies of one snapshot in several directories.
 _REMEMBERED = 4
+#: Smaller templates are copied before it is known whether the copy is wanted; that takes less than a second.
+AHEAD_BYTES = databases.FILE_COPY_BYTES
 #: A template and its first clone must fit on the disk twice over.
 _ROOM = 1.2
 
@@ -66,6 +68,7 @@ class WarmSource:
         lock: databases.TargetLock,
         opened: OpenSnapshot,
         key: str,
+        session: databases.SessionAhead,
         *,
         spares: int = 0,
         maintenance: str = databases.MAINTENANCE_DATABASE,
@@ -77,6 +80,7 @@ class WarmSource:
             lock: Its lock, held.
             opened: The snapshot.
             key: From `templates.template_key`.
+            session: One that has nothing else to do until the swap.
             spares: Clones to leave for later restores.
             maintenance: The maintenance database.
         """
@@ -89,6 +93,9 @@ class WarmSource:
         self._file = file_identity(opened)
         self._verified = [self._file]
         self._schema: list[object] | None = None
+        self._session = session
+        self._found: templates.Found | None = None
+        self._begun: Future[str] | None = None
         self._reason = ""
 
     @property
@@ -98,6 +105,52 @@ class WarmSource:
     @property
     def _name(self) -> str:
         return templates.template_name(self._key)
+
+    # -- ahead of the decision -------------------------------------------------------
+
+    def begin(self) -> None:
+        """Have the server begin to copy a small template, before it is known whether that will be wanted."""
+        # In this order: a spare that comes in between is seen.
+        in_flight = databases.clones_in_flight(self._admin, self._name)
+        found = self._found = templates.find(self._admin, self._key)
+        if found is None or found.spares or in_flight or self._file not in found.verified:
+            return
+        size_bytes = found.template.size_bytes
+        if size_bytes >= AHEAD_BYTES:
+            return
+        pool = ThreadPoolExecutor(1, "keikaku-copy")
+        self._begun = pool.submit(lambda: self._copy(self._session.take(), self._name, size_bytes))
+        pool.shutdown(wait=False)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a copy is being made that nobody has taken yet."""
+        return self._begun is not None
+
+    def abandon(self) -> None:
+        """Drop the copy that was begun, unless `beside` gave it away."""
+        begun, self._begun = self._begun, None
+        if begun is None:
+            return
+        # Not cancelled: between the two statements there would be a database without a mark.
+        with contextlib.suppress(KeikakuError, psycopg.Error):
+            databases.drop_quietly(self._url, begun.result(), maintenance=self._maintenance)
+
+    def _collect(self) -> Beside | None:
+        if self._begun is None or self._found is None:
+            return None
+        try:
+            name = self._begun.result()
+        except (KeikakuError, psycopg.Error) as error:
+            log.debug("the copy that was begun failed (%s)", error)
+            return None
+        finally:
+            if self._begun.done():
+                self._begun = None
+        self._verified = self._verified_with(self._found)
+        return Beside(name, self._found.warnings, "warm")
+
+    # -- the database ----------------------------------------------------------------
 
     def beside(self, build: Callable[[], Beside], verify: Callable[[], object]) -> Beside:
         """Give a complete database under a name of its own.
@@ -109,8 +162,9 @@ class WarmSource:
         Returns:
             The database; the caller drops it when the restore fails.
         """
-        if taken := self._take(verify):
+        if taken := self._collect() or self._take(verify):
             return taken
+        self._session.close()  # it would wait for minutes
         with self._turn() as ours:
             if taken := self._take(verify):  # built meanwhile
                 return taken
@@ -125,8 +179,9 @@ class WarmSource:
         Args:
             state: What identifies the state, for JSON.
         """
-        found = templates.find(self._admin, self._key)
-        return found is not None and found.known_schema == state
+        if self._found is None:
+            self._found = templates.find(self._admin, self._key)
+        return self._found is not None and self._found.known_schema == state
 
     def remember_schema(self, state: list[object]) -> None:
         """Have the next restore know that a catalog in this state has the snapshot's schema.
@@ -143,7 +198,7 @@ class WarmSource:
         if found is None:
             return None
         trusted = self._file in found.verified
-        self._verified = [self._file, *(one for one in found.verified if one != self._file)][:_REMEMBERED]
+        self._verified = self._verified_with(found)
         with ThreadPoolExecutor(1, "keikaku-verify") as beside:
             check = None if trusted else beside.submit(verify)
             taken = self._spare(found) or self._clone(found)
@@ -156,13 +211,16 @@ class WarmSource:
                 raise
         return taken
 
+    def _verified_with(self, found: templates.Found) -> list[str]:
+        return [self._file, *(one for one in found.verified if one != self._file)][:_REMEMBERED]
+
     def _spare(self, found: templates.Found) -> Beside | None:
         """A clone that waits; two restores never get the same, because only one can rename it."""
         deadline = time.monotonic() + SPARE_WAIT_S
         tried: set[str] = set()
-        again: templates.Found | None = found
         while True:
             in_flight = databases.clones_in_flight(self._admin, self._name)
+            again = templates.find(self._admin, self._key)
             for spare in again.spares if again is not None and again.oid == found.oid else ():
                 if spare in tried:
                     continue
@@ -178,12 +236,12 @@ class WarmSource:
             if not in_flight or time.monotonic() > deadline:
                 return None
             time.sleep(_POLL_S)
-            again = templates.find(self._admin, self._key)
 
     def _clone(self, found: templates.Found) -> Beside | None:
         template = found.template
         try:
-            return Beside(self._copy(template.database, template.size_bytes), found.warnings, "warm")
+            name = self._copy(self._admin, template.database, template.size_bytes)
+            return Beside(name, found.warnings, "warm")
         except RefusedError as error:
             # The system's collations have changed: the template is of no use any more (FAULTS 76).
             self._reason = f"its template is made anew: {error.found}"
@@ -193,12 +251,12 @@ class WarmSource:
         log.info("%s: %s", template.database, self._reason)
         return None
 
-    def _copy(self, template: str, size_bytes: int) -> str:
-        method = databases.clone_method(self._admin, size_bytes)
-        method.prepare(self._admin)
+    def _copy(self, connection: Connection, template: str, size_bytes: int) -> str:
+        method = databases.clone_method(connection, size_bytes)
+        method.prepare(connection)
         name = databases.sibling_name("new", self._url.database)
         databases.clone(
-            self._admin,
+            connection,
             template,
             name,
             target=self._url.database,
@@ -246,7 +304,7 @@ class WarmSource:
             log.info("no template was made of %s: %s", built.database, error.what)
             return replace(built, reason=f"no template was made: {error.what}")
         try:
-            name = self._copy(self._name, size_bytes)
+            name = self._copy(self._admin, self._name, size_bytes)
         except KeikakuError as error:
             # The disk is full, for example. What was built is right, so it goes live itself.
             log.info("the template %s could not be cloned: %s", self._name, error.what)

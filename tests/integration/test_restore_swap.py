@@ -128,7 +128,7 @@ def test_a_restore_whose_statistics_cannot_be_gathered_beside_gathers_them_at_th
     def fail(*_: object) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("keikaku_snapshots.snapshots.swap.analyze", see)
+    monkeypatch.setattr("keikaku_snapshots.snapshots.build_beside.analyze", see)
     small.restore_snapshot("small", strategy="swap")
     assert gathered[0], "tables were done beside the load"
     monkeypatch.setattr(AnalyzeBeside, "_analyze", fail)
@@ -185,7 +185,7 @@ def test_a_session_that_comes_in_while_the_new_database_is_built_is_not_disconne
         analyze(connection, done)
         sessions.append(connect(small.url))
 
-    monkeypatch.setattr("keikaku_snapshots.snapshots.swap.analyze", come_in)
+    monkeypatch.setattr("keikaku_snapshots.snapshots.build_beside.analyze", come_in)
     restored = small.restore_snapshot("small")
     assert restored.strategy == "in_place"
     assert "connected while" in restored.reason

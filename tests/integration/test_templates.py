@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -19,11 +19,12 @@ from keikaku_snapshots.errors import (
     DiskFullError,
     HookFailedError,
     ProtectedDatabaseError,
+    SchemaDriftError,
     SnapshotCorruptError,
     UnsafeRestoreError,
     UsageError,
 )
-from keikaku_snapshots.postgres import capacity, databases
+from keikaku_snapshots.postgres import capacity, catalog, databases
 from keikaku_snapshots.snapshots import warm
 from keikaku_snapshots.snapshots.reading import OpenSnapshot
 from keikaku_snapshots.testing.filling import Filler
@@ -643,3 +644,93 @@ def test_every_format_has_its_template(database: DatabaseURL, tmp_path: Path) ->
             manager.create_snapshot("small", **kind)  # type: ignore[arg-type]
             assert [origin(manager.restore_snapshot("small")) for _ in range(2)] == ["cold", "warm"]
             assert schemas.rows_of(database, COUNT) == [(500,)]
+
+
+def test_a_schema_that_an_earlier_restore_found_right_is_not_read_again(
+    small: SnapshotManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B7: a warm restore compares the schemas once; then the versions of the catalog's rows suffice."""
+    asked = []
+    fingerprint = catalog.fingerprint
+
+    def noted(connection: psycopg.Connection[Any]) -> catalog.Fingerprint:
+        asked.append(connection)
+        return fingerprint(connection)
+
+    monkeypatch.setattr(catalog, "fingerprint", noted)
+    for _ in range(3):  # the database that was snapshotted, then two that come from the template
+        small.restore_snapshot("small")
+    before = len(asked)
+    schemas.run(small.url, "DELETE FROM children; TRUNCATE children; ANALYZE children")
+    assert small.restore_snapshot("small").warnings == ()
+    assert len(asked) == before
+
+
+@pytest.mark.parametrize(
+    "ddl",
+    [
+        "ALTER TABLE children ADD COLUMN added int",
+        "CREATE TABLE added (id int)",
+        "COMMENT ON TABLE children IS 'changed'",
+        "ALTER TABLE children SET (fillfactor = 50)",
+        "CREATE PUBLICATION p; ALTER PUBLICATION p ADD TABLES IN SCHEMA public",
+        "ALTER SEQUENCE children_id_seq OWNED BY NONE",
+        "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "CREATE TABLE alembic_version (version_num text); INSERT INTO alembic_version VALUES ('abc')",
+    ],
+)
+def test_a_schema_that_was_changed_since_is_told(small: SnapshotManager, ddl: str) -> None:
+    """B7: what an earlier restore found right is known by a state of the catalog that DDL ends."""
+    for _ in range(3):
+        small.restore_snapshot("small")
+    schemas.run(small.url, ddl)
+    (warning,) = small.restore_snapshot("small").warnings
+    assert "schema was not the snapshot's" in warning
+    schemas.run(small.url, ddl)
+    with pytest.raises(SchemaDriftError):
+        small.restore_snapshot("small", on_schema_mismatch="error")
+    assert small.restore_snapshot("small", on_schema_mismatch="ignore").warnings == ()
+
+
+def test_a_copy_that_was_begun_and_is_not_wanted_is_dropped(
+    server: Server, small: SnapshotManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restore that is refused while the server copies the template leaves nothing."""
+    for _ in range(2):
+        small.restore_snapshot("small")
+    schemas.run(small.url, "CREATE TABLE added (id int)")
+    begun = threading.Event()
+    copy = warm.WarmSource._copy
+
+    def noted(self: warm.WarmSource, *arguments: Any) -> str:
+        begun.set()
+        return copy(self, *arguments)
+
+    monkeypatch.setattr(warm.WarmSource, "_copy", noted)
+    with pytest.raises(SchemaDriftError):
+        small.restore_snapshot("small", on_schema_mismatch="error")
+    assert begun.is_set()
+    assert siblings(server, small.url) == []
+    assert schemas.rows_of(small.url, "SELECT count(*) FROM added") == [(0,)]
+
+
+def test_a_copy_that_was_begun_and_fails_is_made_again(
+    small: SnapshotManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session in which it was begun is lost; the restore goes on in another."""
+    for _ in range(2):
+        small.restore_snapshot("small")
+    schemas.run(small.url, CHANGED)
+    clone, sessions = databases.clone, []
+
+    def lost(connection: psycopg.Connection[Any], *arguments: Any, **options: Any) -> Any:
+        sessions.append(connection)
+        if len(sessions) == 1:
+            with contextlib.suppress(psycopg.Error):
+                connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+        return clone(connection, *arguments, **options)
+
+    monkeypatch.setattr(databases, "clone", lost)
+    assert origin(small.restore_snapshot("small")) == "warm"
+    assert len(sessions) == 2
+    assert schemas.rows_of(small.url, COUNT) == [(500,)]
