@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import peers_isolation, peers_page, peers_restore, peers_sets
-from benchmarks.measure import compile_package, environment
+from benchmarks.measure import compile_package, environment, file_system
 from keikaku_snapshots.postgres.connect import connect
 from keikaku_snapshots.postgres.embedded import EmbeddedServer
 from keikaku_snapshots.postgres.tools import find_tools
@@ -89,6 +90,7 @@ def _measure(
                 **environment(),
                 "postgresql": str(server.major),
                 "fsync": str(row[0] if row else "?"),
+                "file_system": file_system(folder),
                 **_versions(peers),
             }
             for part in parts:
@@ -134,11 +136,14 @@ def _part(part: str, place: peers_restore.Place, runs: int, *, promised: bool) -
 def _in_turn(
     contestants: Mapping[str, Callable[[], float]], runs: int, *, warm_up: bool = True
 ) -> dict[str, list[float]]:
-    """Run each `runs` times in alternating order, after one run that is not counted."""
+    """Run each `runs` times, every time in another order, after one run that is not counted."""
     samples: dict[str, list[float]] = {name: [] for name in contestants}
     order = list(contestants.items())
+    # What ran before counts (files that were deleted, above all), so nobody has always the same before it.
+    shuffled = random.Random(runs)
     for number in range(0 if warm_up else 1, runs + 1):
-        for name, contestant in order if number % 2 else reversed(order):
+        shuffled.shuffle(order)
+        for name, contestant in order:
             seconds = contestant()
             print(f"  {number} {name}: {seconds:.4f} s", flush=True)
             if number:

@@ -87,7 +87,7 @@ _HEAD = """<!-- Written by `python -m benchmarks.peers --write` from performance
 
 # Performance beside other tools
 
-All on one machine and one server (fsync on) in one run, in alternating order, each from the same state; what a
+All on one machine and one server (fsync on) in one run, in changing order, each from the same state; what a
 restore leaves to the server is waited for outside the clock, and a checkpoint comes before each. The start of
 each program counts. Seconds depend on the machine and on what else runs on it: read the ratios.
 """
@@ -228,8 +228,8 @@ def _facts(facts: dict[str, str]) -> str:
     few = "" if int(facts["runs"]) >= _FAIR_RUNS else f" **Fewer than {_FAIR_RUNS} runs: do not rely on it.**"
     tools = ", ".join(f"{name} {facts[name]}" for name in ("DSLR", "django-dbbackup", "pytest-postgresql"))
     return (
-        f"PostgreSQL {facts['postgresql']}, fsync {facts['fsync']}, {facts['cores']} cores, {facts['system']}, Python"
-        f" {facts['python']}, {tools};"
+        f"PostgreSQL {facts['postgresql']}, fsync {facts['fsync']}, {facts['file_system']}, {facts['cores']} cores,"
+        f" {facts['system']}, Python {facts['python']}, {tools};"
         f" {facts['measured_at']}, load average {facts['load_average']}, {facts['runs']} runs.{few}"
     )
 
