@@ -104,6 +104,15 @@ def test_the_application_may_change_the_schema_and_rewind_notices(shared_databas
         )
 
 
+def test_a_schema_that_is_published_is_noticed(database: DatabaseURL) -> None:
+    """RECIPES 2.9: what a publication sends is in a catalog of its own."""
+    run(database, RICH + "CREATE PUBLICATION of_schemas;")
+    with SnapshotManager(database) as manager:
+        manager.checkpoint()
+        run(database, "ALTER PUBLICATION of_schemas ADD TABLES IN SCHEMA public")
+        assert _is_refused(manager)
+
+
 def _is_refused(manager: SnapshotManager) -> bool:
     try:
         manager.rewind()
