@@ -109,6 +109,17 @@ _SMALL = {
     "pg_publication_rel": "oid",
     "pg_publication_namespace": "oid",
 }
+#: What else definitions are made of, only for copies: none of it says anything of rows. Members of extensions are
+#: left out of definitions, and the role of a policy may be renamed.
+_NAMED = (
+    "ROW(oid, xmin) FROM pg_opclass WHERE oid >= 16384",
+    "ROW(oid, xmin) FROM pg_opfamily WHERE oid >= 16384",
+    "ROW(oid, xmin) FROM pg_ts_config",
+    "ROW(oid, xmin) FROM pg_am WHERE oid >= 16384",
+    "ROW(oid, xmin) FROM pg_language",
+    "ROW(classid, objid, refobjid) FROM pg_depend WHERE deptype = 'e' AND objid >= 16384",
+    "ROW(oid, polroles::regrole[]::text) FROM pg_policy",
+)
 #: Columns and, as TRUNCATE makes a new version of their rows too, the contents of relations.
 _ALWAYS_READ = 2
 
@@ -123,12 +134,12 @@ def catalog_versions(connection: Connection) -> int:
         A number that is another one after any DDL; 7 ms in a session that has read nothing yet, 3 ms later.
     """
     with catalog_search_path(connection):
-        row = connection.execute(versions_query()).fetchone()
+        row = connection.execute(versions_query(*_NAMED)).fetchone()
     return int(row[0]) if row else 0
 
 
-def versions_query() -> str:
-    """Return the query of the hash of the versions."""
+def versions_query(*more: str) -> str:
+    """Return the query of the hash of the versions, and of more parts."""
     # A change makes a new version of a row, and xmin says by which transaction. Equal rows would cancel each other
     # out in the hash, so the whole key is in it.
     versions = [
@@ -138,7 +149,7 @@ def versions_query() -> str:
         ),
         *(f"ROW({key}, xmin) FROM {catalog}" for catalog, key in _SMALL.items()),
     ]
-    return _hash_of([*_PARTS[:_ALWAYS_READ], *versions])
+    return _hash_of([*_PARTS[:_ALWAYS_READ], *versions, *more])
 
 
 def contents_query() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Self
 
 from keikaku_snapshots.postgres.locks import MAINTENANCE_DATABASE, connect_maintenance
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 class SessionAhead:
-    """Opens a session when work begins after which it is needed at once; closes it in the end."""
+    """Opens a session when work begins after which it is needed at once; closes it in the end.
+
+    One thread opens and closes it, so that an interruption of whoever asks cannot come in between.
+    """
 
     def __init__(
         self, url: DatabaseURL, application_name: str, *, maintenance: str = MAINTENANCE_DATABASE
@@ -30,7 +33,8 @@ class SessionAhead:
         self._url = url
         self._application_name = application_name
         self._maintenance = maintenance
-        self._opening: Future[Connection] | None = None
+        self._worker = ThreadPoolExecutor(1, "keikaku-session")
+        self._connection: Connection | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -38,14 +42,12 @@ class SessionAhead:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        self._worker.shutdown()
+        self._close()
 
     def open(self) -> None:
-        """Begin to open it; a second call does nothing."""
-        if self._opening is None:
-            pool = ThreadPoolExecutor(1, "keikaku-session")
-            self._opening = pool.submit(self._connect)
-            pool.shutdown(wait=False)
+        """Begin to open it; whether that works is asked by `take`."""
+        self._worker.submit(self._opened)
 
     def take(self) -> Connection:
         """Return the session; one that could not be opened or was lost is opened now.
@@ -53,19 +55,20 @@ class SessionAhead:
         Raises:
             KeikakuError: It cannot be opened.
         """
-        opening = self._opening
-        if opening is None or opening.exception() is not None or opening.result().closed:
-            self._opening = opening = Future()
-            opening.set_result(self._connect())
-        return opening.result()
+        return self._worker.submit(self._opened).result()
 
     def close(self) -> None:
         """Close it; `take` opens it anew."""
-        opening, self._opening = self._opening, None
-        if opening is not None and opening.exception() is None:
-            opening.result().close()
+        self._worker.submit(self._close).result()
 
-    def _connect(self) -> Connection:
-        return connect_maintenance(
-            self._url, maintenance=self._maintenance, application_name=self._application_name
-        )
+    def _opened(self) -> Connection:
+        if self._connection is None or self._connection.closed:
+            self._connection = connect_maintenance(
+                self._url, maintenance=self._maintenance, application_name=self._application_name
+            )
+        return self._connection
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None

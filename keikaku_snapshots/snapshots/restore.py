@@ -206,19 +206,21 @@ class Restore:
         if manifest is None or not options.templates or options.strategy in {"swap", "in_place"}:
             return None
         admin, name = lock.connection, self._url.database
-        if not databases.database_exists(admin, name):
-            return None  # whoever connects to it says so
-        renamer.open()
+        if name == options.maintenance or not databases.database_exists(admin, name):
+            return None  # whoever looks at it says so
+        is_quiet = (
+            options.disconnect
+            or options.strategy == "template"
+            or not databases.sessions_in(admin, self._url.database)
+        )
+        if is_quiet:
+            renamer.open()
         rights = role_rights(admin, manifest.roles if manifest.owners else [])
         key = template_key(admin, manifest, name, rights)
         warm = WarmSource(
             self._url, lock, self._opened, key, renamer, spares=options.spare, maintenance=options.maintenance
         )
-        if (
-            options.disconnect
-            or options.strategy == "template"
-            or not databases.sessions_in(admin, self._url.database)
-        ):
+        if is_quiet:
             databases.sweep(admin, target=name, lock_is_ours=True)
             warm.begin()
         return warm
@@ -339,6 +341,8 @@ class Restore:
             beside = self._build(target.rights, lock)
         else:
             beside = warm.beside(lambda: self._build(target.rights, lock), self._check_file)
+        if self._hooks is not None:
+            renamer.close()  # it would be idle for as long as they run
         result = put_in_place(
             self._url,
             beside,

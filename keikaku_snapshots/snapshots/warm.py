@@ -134,7 +134,11 @@ class WarmSource:
             return
         # Not cancelled: between the two statements there would be a database without a mark.
         with contextlib.suppress(KeikakuError, psycopg.Error):
-            databases.drop_quietly(self._url, begun.result(), maintenance=self._maintenance)
+            name = begun.result()
+            try:
+                databases.drop(self._admin, name)
+            except (KeikakuError, psycopg.Error):
+                databases.drop_quietly(self._url, name, maintenance=self._maintenance)
 
     def _collect(self) -> Beside | None:
         if self._begun is None or self._found is None:

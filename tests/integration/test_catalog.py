@@ -434,3 +434,40 @@ def test_a_database_that_cannot_take_a_restore_says_so(server: servers.Server, d
         admin.execute(f'ALTER DATABASE "{database.database}" SET default_transaction_read_only = on'.encode())
     with connect(database) as connection:
         assert "read_only" in obstacles_to_writing(connection)[0]
+
+
+@pytest.mark.parametrize(
+    ("before", "ddl"),
+    [
+        ("CREATE EXTENSION vector; CREATE TABLE t (a int)", "ALTER EXTENSION vector ADD TABLE t"),
+        (
+            """CREATE TEXT SEARCH CONFIGURATION words (COPY = simple);
+            CREATE TABLE t (a text); CREATE INDEX ON t USING gin (to_tsvector('words', a))""",
+            "ALTER TEXT SEARCH CONFIGURATION words RENAME TO terms",
+        ),
+        (
+            """CREATE OPERATOR CLASS numbers FOR TYPE int USING btree AS OPERATOR 1 <, OPERATOR 2 <=,
+            OPERATOR 3 =, OPERATOR 4 >=, OPERATOR 5 >, FUNCTION 1 btint4cmp(int, int);
+            CREATE TABLE t (a int); CREATE INDEX ON t (a numbers)""",
+            "ALTER OPERATOR CLASS numbers USING btree RENAME TO figures",
+        ),
+        (
+            "CREATE TABLE t (a int); CREATE ROLE keikaku_seen; CREATE POLICY p ON t TO keikaku_seen",
+            "ALTER ROLE keikaku_seen RENAME TO keikaku_observed",
+        ),
+        ("CREATE TABLE t (a int)", "ALTER SEQUENCE s OWNED BY t.a"),
+    ],
+    ids=["extension", "text search", "operator class", "role", "sequence"],
+)
+def test_versions_change_wherever_the_fingerprint_does(database: DatabaseURL, before: str, ddl: str) -> None:
+    """What is named in a definition is in catalogs of its own; a warm restore asks the versions only."""
+    with connect(database, autocommit=True) as connection:
+        connection.execute("CREATE SEQUENCE s")
+        connection.execute(before.encode())
+        first = catalog.fingerprint(connection).digest, catalog.catalog_versions(connection)
+        assert first == (catalog.fingerprint(connection).digest, catalog.catalog_versions(connection))
+        connection.execute(ddl.encode())
+        assert catalog.fingerprint(connection).digest != first[0]
+        assert catalog.catalog_versions(connection) != first[1]
+        if "ROLE" in ddl:
+            connection.execute("DROP TABLE t; DROP ROLE keikaku_observed")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from keikaku_snapshots import SnapshotManager
 from keikaku_snapshots.config import Settings
@@ -734,3 +735,49 @@ def test_a_copy_that_was_begun_and_fails_is_made_again(
     assert origin(small.restore_snapshot("small")) == "warm"
     assert len(sessions) == 2
     assert schemas.rows_of(small.url, COUNT) == [(500,)]
+
+
+def test_a_session_that_is_lost_while_hooks_run_is_opened_anew(
+    server: Server, warmed: SnapshotManager
+) -> None:
+    """What was opened ahead would be idle for as long as a hook runs; its end must not cost that work."""
+
+    def end_sessions(_url: DatabaseURL) -> None:
+        with server.admin() as admin:
+            admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE application_name = 'keikaku_snapshots swap'"
+            )
+
+    assert origin(warmed.restore_snapshot("small", after_restore=end_sessions)) == "warm"
+    assert schemas.rows_of(warmed.url, COUNT) == [(500,)]
+
+
+def test_a_role_with_two_connections_restores_in_place_while_somebody_is_inside(
+    server: Server, creator_database: DatabaseURL, tmp_path: Path
+) -> None:
+    """Nothing is opened ahead for a swap that will not come."""
+    schemas.run(creator_database, SMALL)
+    with (
+        SnapshotManager(creator_database, tmp_path, minimum_free_mb=1) as manager,
+        server.admin() as admin,
+    ):
+        manager.create_snapshot("small")
+        for _ in range(2):
+            manager.restore_snapshot("small")
+        role = creator_database.user
+        admin.execute(sql.SQL("ALTER ROLE {} CONNECTION LIMIT 2").format(sql.Identifier(role)))
+        try:
+            with server.admin(creator_database.database):
+                assert manager.restore_snapshot("small").strategy == "in_place"
+        finally:
+            admin.execute(sql.SQL("ALTER ROLE {} CONNECTION LIMIT -1").format(sql.Identifier(role)))
+
+
+def test_the_maintenance_database_is_told_as_what_it_is(small: SnapshotManager) -> None:
+    """Nothing of ours is opened in it ahead, which would count as a session of somebody else."""
+    name = small.url.database
+    with SnapshotManager(small.url, small.directory, minimum_free_mb=1, maintenance_database=name) as manager:
+        restored = manager.restore_snapshot("small")
+    assert restored.strategy == "in_place"
+    assert "maintenance database itself" in restored.reason
