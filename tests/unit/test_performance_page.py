@@ -41,8 +41,8 @@ def test_a_missed_bar_is_on_the_page() -> None:
     """A comparison that is lost is printed like one that is won."""
     samples = {SPARE: [1.0, 1.0], WARM: [2.1, 1.9], DSLR: [2.0, 2.0]}
     facts = dict.fromkeys(
-        ("postgresql", "fsync", "cores", "system", "python", "DSLR", "django-dbbackup", "pytest-postgresql",
-         "measured_at", "load_average", "runs"), "-"
+        ("postgresql", "fsync", "file_system", "cores", "system", "python", "DSLR", "django-dbbackup",
+         "pytest-postgresql", "measured_at", "load_average", "runs"), "-"
     )  # fmt: skip
     facts["runs"] = "2"
     document = {"parts": {"gigabyte": {"facts": facts, "samples": samples}}}
