@@ -13,6 +13,8 @@ import pytest
 
 from keikaku_snapshots import SnapshotManager
 from tests.integration.test_rewind import SHOP, run, state
+from tests.servers import connect
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from keikaku_snapshots.postgres.url import DatabaseURL
@@ -27,6 +29,7 @@ from tests.servers import connect
 
 url = DatabaseURL.parse(sys.stdin.readline().strip())
 manager, session = SnapshotManager(url), connect(url)
+session.execute("SET application_name = 'writer'")
 print("ready", flush=True)
 while True:
     session.execute("UPDATE offices SET name = name || 'x' WHERE id < 15; DELETE FROM staffs WHERE id < 20")
@@ -34,6 +37,10 @@ while True:
     manager.rewind(wait_s=20)
     {again}
 """
+
+_WRITERS = (
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'writer'"
+)
 
 
 @pytest.mark.parametrize("role", ["postgres", "keikaku_owner"])
@@ -82,3 +89,6 @@ def _work_and_die(url: DatabaseURL, again: str, after_s: float) -> None:
         child.wait()
         child.stdin.close()
         child.stdout.close()
+    # The server ends a statement whose sender has died, and would commit it after our rewind.
+    with connect(url) as connection:
+        until(lambda: connection.execute(_WRITERS).fetchone() == (0,))
